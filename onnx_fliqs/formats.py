@@ -1,0 +1,270 @@
+"""The number formats, as data, and the NumPy reference quantizer.
+
+A format is a grid of representable numbers. Every integer and every minifloat is the same
+function of five numbers, its :class:`GridCode`, so a graph that reads the code as an input
+quantizes to any format without being rebuilt.
+
+Names: ``int4``, ``uint8``, ``e4m3`` (sign, 4 exponent bits, 3 mantissa bits), and the formats
+that mean "leave it": ``bf16``, ``fp16``, ``float32``.
+"""
+
+import enum
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_fliqs.errors import ConfigError
+
+__all__ = [
+    "FORMATS",
+    "SPACES",
+    "FloatFormat",
+    "Format",
+    "GridCode",
+    "IntFormat",
+    "Special",
+    "fake_quantize",
+    "grid_code",
+    "is_passthrough",
+    "parse_format",
+    "parse_space",
+    "quantize",
+    "unsigned_variant",
+]
+
+Array: TypeAlias = npt.NDArray[np.float32]
+
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+
+
+class Special(enum.Enum):
+    """Which codes of a minifloat are not finite numbers; they lower its maximum."""
+
+    NONE = "none"
+    """Every code is finite (OCP FP4 and FP6)."""
+    NAN = "nan"
+    """All ones is NaN, there is no infinity (ONNX FLOAT8E4M3FN, maximum 448)."""
+    IEEE = "ieee"
+    """The top exponent holds infinity and NaN (ONNX FLOAT8E5M2, float16, bfloat16)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntFormat:
+    """Integers of two's complement (signed) or plain binary (unsigned)."""
+
+    bits: int
+    signed: bool = True
+
+    @property
+    def name(self) -> str:
+        """``int4`` or ``uint4``."""
+        return f"{'int' if self.signed else 'uint'}{self.bits}"
+
+    @property
+    def min(self) -> float:
+        """The smallest code."""
+        return -float(1 << (self.bits - 1)) if self.signed else 0.0
+
+    @property
+    def max(self) -> float:
+        """The largest code."""
+        return float((1 << (self.bits - self.signed)) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatFormat:
+    """Binary floating point with a sign, subnormals and the usual bias 2^(exponent-1) - 1."""
+
+    exponent: int
+    mantissa: int
+    special: Special = Special.NONE
+    alias: str | None = None
+    """The name where it is not ``e<exponent>m<mantissa>``."""
+
+    @property
+    def name(self) -> str:
+        """``e4m3``, ``bf16``."""
+        return self.alias or f"e{self.exponent}m{self.mantissa}"
+
+    @property
+    def bits(self) -> int:
+        """Sign, exponent and mantissa bits together."""
+        return 1 + self.exponent + self.mantissa
+
+    @property
+    def min_exponent(self) -> int:
+        """Exponent of the smallest normal number."""
+        return 2 - (1 << (self.exponent - 1))
+
+    @property
+    def max(self) -> float:
+        """The largest finite number."""
+        top = (1 << (self.exponent - 1)) - (self.special is Special.IEEE)
+        significand = 2.0 - math.ldexp(1.0, -self.mantissa)
+        if self.special is Special.NAN:
+            significand -= math.ldexp(1.0, -self.mantissa)
+        return math.ldexp(significand, top)
+
+    @property
+    def min(self) -> float:
+        """The most negative finite number."""
+        return -self.max
+
+    @property
+    def smallest(self) -> float:
+        """The smallest positive number, a subnormal: also the step of the subnormals."""
+        return math.ldexp(1.0, self.min_exponent - self.mantissa)
+
+
+Format: TypeAlias = IntFormat | FloatFormat
+
+_MINIFLOATS: Final[tuple[FloatFormat, ...]] = tuple(
+    FloatFormat(
+        exponent=exponent,
+        mantissa=bits - 1 - exponent,
+        special={(4, 3): Special.NAN, (5, 2): Special.IEEE}.get(
+            (exponent, bits - 1 - exponent), Special.NONE
+        ),
+    )
+    for bits in range(4, 9)
+    for exponent in range(2, min(5, bits - 2) + 1)
+)
+_PASSTHROUGH: Final[tuple[FloatFormat, ...]] = (
+    FloatFormat(exponent=8, mantissa=7, special=Special.IEEE, alias="bf16"),
+    FloatFormat(exponent=5, mantissa=10, special=Special.IEEE, alias="fp16"),
+    FloatFormat(exponent=8, mantissa=23, special=Special.IEEE, alias="float32"),
+)
+
+FORMATS: Final[dict[str, Format]] = {
+    fmt.name: fmt
+    for fmt in (
+        *(IntFormat(bits=b, signed=s) for s in (True, False) for b in (*range(2, 9), 16)),
+        *_MINIFLOATS,
+        *_PASSTHROUGH,
+    )
+}
+"""Every format, by name."""
+
+SPACES: Final[dict[str, tuple[str, ...]]] = {
+    "int-s": ("int4", "int8"),
+    "int-l": ("int4", "int5", "int6", "int7", "int8"),
+    "fp-s": ("e2m1", "e4m3"),
+    "fp-l": tuple(fmt.name for fmt in _MINIFLOATS),
+}
+"""The named search spaces of FLIQS (sections 4.1 and 4.2 name the S and L spaces)."""
+
+
+def parse_format(name: str) -> Format:
+    """Look a format up by name, ignoring case.
+
+    Raises:
+        ConfigError: There is no such format.
+    """
+    found = FORMATS.get(name.strip().lower())
+    if found is None:
+        raise ConfigError(f"unknown format {name.strip()!r}; known: {', '.join(FORMATS)}")
+    return found
+
+
+def parse_space(text: str) -> tuple[Format, ...]:
+    """Turn ``int-l`` or ``int4,int8,e4m3`` into formats, cheapest first, without repeats.
+
+    Raises:
+        ConfigError: A name is unknown, the list is empty, or it names an unsigned format
+            (whether a tensor is unsigned follows from the model, not from the search).
+    """
+    names: Sequence[str] = SPACES.get(text.strip().lower()) or [
+        part for part in re.split(r"[,\s]+", text) if part
+    ]
+    if not names:
+        raise ConfigError("the search space is empty")
+    formats = {fmt.name: fmt for fmt in map(parse_format, names)}
+    for fmt in formats.values():
+        if isinstance(fmt, IntFormat) and not fmt.signed:
+            raise ConfigError(
+                f"{fmt.name} cannot be searched: ask for {fmt.name[1:]}, which becomes"
+                f" {fmt.name} wherever the values are never negative"
+            )
+    return tuple(sorted(formats.values(), key=lambda fmt: fmt.bits))
+
+
+def is_passthrough(fmt: Format) -> bool:
+    """Whether the format keeps the tensor's own scale (bf16, fp16, float32)."""
+    return isinstance(fmt, FloatFormat) and fmt.bits >= 16
+
+
+def unsigned_variant(fmt: Format) -> Format:
+    """The format for values that are never negative: ``uint4`` for ``int4``, else itself."""
+    return IntFormat(bits=fmt.bits, signed=False) if isinstance(fmt, IntFormat) else fmt
+
+
+class GridCode(NamedTuple):
+    """What a format feeds into a searchable site (one row of the site-code matrix).
+
+    With t = clip(x / scale, lo, hi) the site computes, in float32,
+    ``fixed = (t + magic) - magic`` (round to a multiple of the smallest step, nearest even) and
+    ``relative = p - (p - t)``, p = t * splitter (round to the mantissa, Veltkamp 1968), and
+    takes ``fixed`` where |t| < threshold, else ``relative``; times scale.
+    """
+
+    lo: float
+    hi: float
+    splitter: float
+    magic: float
+    threshold: float
+
+
+def grid_code(fmt: Format) -> GridCode:
+    """The five numbers with which a site rounds to ``fmt``.
+
+    ``float32`` is the identity: nothing is clipped, ``magic`` is 0 and ``fixed`` always taken.
+    """
+    if isinstance(fmt, IntFormat):
+        return GridCode(fmt.min, fmt.max, 1.0, 1.5 * (1 << 23), _FLOAT32_MAX)
+    if fmt.mantissa == 23:
+        return GridCode(-_FLOAT32_MAX, _FLOAT32_MAX, 1.0, 0.0, _FLOAT32_MAX)
+    return GridCode(
+        fmt.min,
+        fmt.max,
+        float((1 << (23 - fmt.mantissa)) + 1),
+        1.5 * (1 << 23) * fmt.smallest,
+        math.ldexp(1.0, fmt.min_exponent),
+    )
+
+
+def quantize(x: npt.ArrayLike, fmt: Format) -> Array:
+    """Round to the nearest number of the format, ties to even, saturating at its ends.
+
+    Args:
+        x: Finite numbers of any shape, already divided by the scale.
+        fmt: The format.
+
+    Returns:
+        float32 numbers of the same shape, each representable in ``fmt``.
+    """
+    value = np.asarray(x, dtype=np.float32)
+    if isinstance(fmt, IntFormat):
+        return np.clip(np.rint(value), np.float32(fmt.min), np.float32(fmt.max))
+    if fmt.mantissa == 23:
+        return value
+    exponent = np.frexp(value)[1] - 1
+    step = np.ldexp(1.0, np.maximum(exponent, fmt.min_exponent) - fmt.mantissa)
+    rounded = np.rint(value / step) * step  # float64: exact
+    return np.clip(rounded, fmt.min, fmt.max).astype(np.float32)
+
+
+def fake_quantize(x: Array, scale: npt.ArrayLike, fmt: Format) -> Array:
+    """Quantize and dequantize: the numbers that a site with this scale hands on.
+
+    Args:
+        x: float32 values of any shape.
+        scale: Positive, broadcastable to ``x``.
+        fmt: The format.
+    """
+    s = np.asarray(scale, dtype=np.float32)
+    return quantize(x / s, fmt) * s

@@ -1,0 +1,1 @@
+"""Graph passes: one per file, each an ``onnx_ir.passes.InPlacePass``."""
