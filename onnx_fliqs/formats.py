@@ -156,7 +156,7 @@ SPACES: Final[dict[str, tuple[str, ...]]] = {
     "fp-s": ("e2m1", "e4m3"),
     "fp-l": tuple(fmt.name for fmt in _MINIFLOATS),
 }
-"""The named search spaces of FLIQS (sections 4.1 and 4.2 name the S and L spaces)."""
+"""The named search spaces: FLIQS-S and FLIQS-L, for integers and for minifloats."""
 
 
 def parse_format(name: str) -> Format:
@@ -228,10 +228,13 @@ def grid_code(fmt: Format) -> GridCode:
         return GridCode(fmt.min, fmt.max, 1.0, 1.5 * (1 << 23), _FLOAT32_MAX)
     if fmt.mantissa == 23:
         return GridCode(-_FLOAT32_MAX, _FLOAT32_MAX, 1.0, 0.0, _FLOAT32_MAX)
+    splitter = float((1 << (23 - fmt.mantissa)) + 1)
+    # t * splitter must stay finite; this only lowers the ends of bf16, to 5e33.
+    end = min(fmt.max, _FLOAT32_MAX / splitter)
     return GridCode(
-        fmt.min,
-        fmt.max,
-        float((1 << (23 - fmt.mantissa)) + 1),
+        -end,
+        end,
+        splitter,
         1.5 * (1 << 23) * fmt.smallest,
         math.ldexp(1.0, fmt.min_exponent),
     )
