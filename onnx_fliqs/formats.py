@@ -11,7 +11,6 @@ that mean "leave it": ``bf16``, ``fp16``, ``float32``.
 import enum
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
@@ -140,14 +139,12 @@ _PASSTHROUGH: Final[tuple[FloatFormat, ...]] = (
     FloatFormat(exponent=8, mantissa=23, special=Special.IEEE, alias="float32"),
 )
 
-FORMATS: Final[dict[str, Format]] = {
-    fmt.name: fmt
-    for fmt in (
-        *(IntFormat(bits=b, signed=s) for s in (True, False) for b in (*range(2, 9), 16)),
-        *_MINIFLOATS,
-        *_PASSTHROUGH,
-    )
-}
+_INTEGERS: Final[tuple[IntFormat, ...]] = tuple(
+    IntFormat(bits=b, signed=s) for s in (True, False) for b in (*range(2, 9), 16)
+)
+_ALL: Final[tuple[Format, ...]] = (*_INTEGERS, *_MINIFLOATS, *_PASSTHROUGH)
+
+FORMATS: Final[dict[str, Format]] = {fmt.name: fmt for fmt in _ALL}
 """Every format, by name."""
 
 SPACES: Final[dict[str, tuple[str, ...]]] = {
@@ -178,9 +175,9 @@ def parse_space(text: str) -> tuple[Format, ...]:
         ConfigError: A name is unknown, the list is empty, or it names an unsigned format
             (whether a tensor is unsigned follows from the model, not from the search).
     """
-    names: Sequence[str] = SPACES.get(text.strip().lower()) or [
+    names = SPACES.get(text.strip().lower()) or tuple(
         part for part in re.split(r"[,\s]+", text) if part
-    ]
+    )
     if not names:
         raise ConfigError("the search space is empty")
     formats = {fmt.name: fmt for fmt in map(parse_format, names)}
@@ -207,9 +204,10 @@ class GridCode(NamedTuple):
     """What a format feeds into a searchable site (one row of the site-code matrix).
 
     With t = clip(x / scale, lo, hi) the site computes, in float32,
-    ``fixed = (t + magic) - magic`` (round to a multiple of the smallest step, nearest even) and
-    ``relative = p - (p - t)``, p = t * splitter (round to the mantissa, Veltkamp 1968), and
-    takes ``fixed`` where |t| < threshold, else ``relative``; times scale.
+    ``fixed = (t + magic) - magic`` (round to a multiple of the smallest step, nearest even)
+    and ``relative = p - (p - t)``, p = t * splitter (round to the mantissa, Veltkamp 1968),
+    and takes ``fixed`` where |t| < threshold, else ``relative``; times scale. The result
+    equals :func:`quantize`, but for the sign of zero, which ``fixed`` loses.
     """
 
     lo: float
@@ -257,7 +255,7 @@ def quantize(x: npt.ArrayLike, fmt: Format) -> Array:
         return value
     exponent = np.frexp(value)[1] - 1
     step = np.ldexp(1.0, np.maximum(exponent, fmt.min_exponent) - fmt.mantissa)
-    rounded = np.rint(value / step) * step  # float64: exact
+    rounded: npt.NDArray[np.float64] = np.rint(value / step) * step  # exact in float64
     return np.clip(rounded, fmt.min, fmt.max).astype(np.float32)
 
 

@@ -1,0 +1,86 @@
+"""The artefact of a search: which format each layer got, as versioned JSON."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from onnx_fliqs.errors import ConfigError
+from onnx_fliqs.formats import Format, parse_format
+from onnx_fliqs.sites import FormatMap, SearchSpace
+
+__all__ = ["Assignment"]
+
+_SCHEMA: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Layer name → format name, and the target they were chosen for."""
+
+    layers: Mapping[str, str]
+    target: str = "generic"
+
+    def to_json(self) -> str:
+        """Serialize; the same assignment always gives the same text."""
+        content = {"schema": _SCHEMA, "target": self.target, "layers": dict(self.layers)}
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "assignment") -> "Assignment":
+        """Read what :meth:`to_json` wrote.
+
+        Args:
+            text: JSON.
+            source: What to call it in messages.
+
+        Raises:
+            ConfigError: It is not JSON, of another schema, or names an unknown format.
+        """
+        try:
+            content: Any = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{source} is not JSON: {error}") from None
+        if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
+            raise ConfigError(f"{source} is not an assignment of schema {_SCHEMA}")
+        layers, target = content.get("layers"), content.get("target", "generic")
+        if not isinstance(layers, dict) or not isinstance(target, str):
+            raise ConfigError(f"{source} needs an object `layers` and a string `target`")
+        for name, fmt in layers.items():
+            if not isinstance(fmt, str):
+                raise ConfigError(f"{source}: the format of layer {name!r} is not a string")
+            parse_format(fmt)
+        return cls(layers, target)
+
+    @classmethod
+    def read(cls, path: Path) -> "Assignment":
+        """Read a file.
+
+        Raises:
+            ConfigError: The file cannot be read, or as for :meth:`from_json`.
+        """
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read {path}: {error}") from None
+
+    def formats(self, space: SearchSpace) -> FormatMap:
+        """The formats of exactly the layers of a model.
+
+        Raises:
+            ConfigError: A layer is missing here or in the model.
+        """
+        known = set(space.layer)
+        missing, unknown = known - set(self.layers), set(self.layers) - known
+        if missing or unknown:
+            name = sorted(missing or unknown)[0]
+            raise ConfigError(
+                f"the assignment has no format for layer {name!r} of the model"
+                if missing
+                else f"the assignment names layer {name!r}, which the model does not have"
+            )
+        chosen: dict[str, Format] = {
+            layer.name: parse_format(self.layers[layer.name]) for layer in space.layers
+        }
+        return chosen

@@ -1,0 +1,214 @@
+"""Switchable clipping thresholds: a scale for every (site, format), by least squared error.
+
+FLIQS switches the clipping threshold together with the format. Here each is the one with the
+least squared error on the site's values: the weights themselves, per output channel, and a
+random sample of the activations.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_fliqs.formats import Format, grid_code
+from onnx_fliqs.runtime import make_session
+from onnx_fliqs.sites import ScaleTable, SearchSpace, Site
+
+__all__ = [
+    "activation_scales",
+    "Observer",
+    "blended",
+    "least_squares_scales",
+    "sample_values",
+    "sampled",
+    "weight_scales",
+]
+
+Array: TypeAlias = npt.NDArray[np.float32]
+
+# Thresholds that are tried, as shares of the largest magnitude: 2^0 ... 2^-6, four a binade,
+# then a finer look around the best.
+_COARSE: Final = 2.0 ** (-np.arange(25, dtype=np.float64) / 4)
+_FINE: Final = 2.0 ** (np.array([-3, -2, -1, 1, 2, 3], dtype=np.float64) / 16)
+_ACTIVATION_SAMPLE: Final = 16384
+_WEIGHT_SAMPLE: Final = 512
+_SMALLEST_SCALE: Final = 1e-12
+"""Keeps t = x / scale finite for tensors of zeros."""
+_SMALLEST_CHANNEL: Final = 2.0**-14
+"""Least scale of a channel as a share of its tensor's largest: a dead channel must not make the
+int32 code of its bias overflow."""
+
+
+def least_squares_scales(values: Array, fmt: Format) -> Array:
+    """The scale of each row that quantizes it with the least squared error.
+
+    Args:
+        values: [rows, samples]; the largest magnitudes must be among the samples.
+        fmt: A format with a scale.
+
+    Returns:
+        [rows], positive.
+    """
+    largest = np.abs(values).max(axis=1, initial=0.0).astype(np.float64)
+    best_share, best_error = _search(values, fmt, largest, _COARSE[:, None])
+    fine_share, fine_error = _search(values, fmt, largest, _FINE[:, None] * best_share)
+    share = np.where(fine_error < best_error, fine_share, best_share)
+    return np.maximum(share * largest / fmt.max, _SMALLEST_SCALE).astype(np.float32)
+
+
+def _search(
+    values: Array, fmt: Format, largest: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The best of some shares, per row, and its squared error."""
+    best = np.ones_like(largest)
+    least = np.full_like(largest, np.inf)
+    for share in np.broadcast_to(shares, (len(shares), len(largest))):
+        scale = np.maximum(share * largest / fmt.max, _SMALLEST_SCALE).astype(np.float32)
+        difference = _fast_fake_quantize(values, scale[:, None], fmt) - values
+        error = np.einsum("rs,rs->r", difference, difference, dtype=np.float64)
+        better = error < least
+        best, least = np.where(better, share, best), np.where(better, error, least)
+    return best, least
+
+
+def _fast_fake_quantize(x: Array, scale: Array, fmt: Format) -> Array:
+    """The site's own float32 arithmetic (see GridCode), which costs a few passes."""
+    code = grid_code(fmt)
+    t = np.clip(x / scale, np.float32(code.lo), np.float32(code.hi))
+    magic = np.float32(code.magic)
+    fixed = (t + magic) - magic
+    if code.splitter != 1.0:
+        p = t * np.float32(code.splitter)
+        fixed = np.where(np.abs(t) < np.float32(code.threshold), fixed, p - (p - t))
+    result: Array = fixed * scale
+    return result
+
+
+def sampled(values: npt.ArrayLike, count: int, rng: np.random.Generator) -> Array:
+    """At most ``count`` of the values, flat, the smallest and the largest always among them."""
+    flat = np.asarray(values, np.float32).reshape(-1)
+    if flat.size <= count:
+        return flat
+    chosen = flat[rng.integers(0, flat.size, count)]
+    chosen[:2] = flat.min(), flat.max()
+    return chosen
+
+
+def weight_scales(
+    space: SearchSpace, weights: Mapping[str, npt.NDArray[Any]], seed: int
+) -> dict[tuple[str, str], Array]:
+    """Scales of every weight site in every format.
+
+    Args:
+        space: What is searched.
+        weights: Value name → weight.
+        seed: For the sample of large channels.
+    """
+    table: dict[tuple[str, str], Array] = {}
+    for index, site in enumerate(space.sites):
+        if not site.is_weight:
+            continue
+        rows = _rows(np.asarray(weights[site.tensor], np.float32), site)
+        if rows.shape[1] > _WEIGHT_SAMPLE:
+            rng = np.random.default_rng([seed, index])
+            columns = rng.choice(rows.shape[1], _WEIGHT_SAMPLE - 2, replace=False)
+            ends = np.stack([rows.min(axis=1), rows.max(axis=1)], axis=1)
+            rows = np.concatenate([rows[:, columns], ends], axis=1)
+        for fmt in space.site_formats(site):
+            scales = least_squares_scales(rows, fmt)
+            floor = np.float32(scales.max() * _SMALLEST_CHANNEL)
+            table[site.name, fmt.name] = np.maximum(scales, floor)
+    return table
+
+
+def _rows(weight: Array, site: Site) -> Array:
+    """One row per channel."""
+    if site.axis is None:
+        return weight.reshape(1, -1)
+    return np.moveaxis(weight, site.axis, 0).reshape(site.channels, -1)
+
+
+def activation_scales(
+    space: SearchSpace, samples: Mapping[str, Array]
+) -> dict[tuple[str, str], Array]:
+    """Scales of every activation site in every format.
+
+    Args:
+        space: What is searched.
+        samples: Value name → flat sample of its values.
+    """
+    table: dict[tuple[str, str], Array] = {}
+    known: dict[tuple[str, str], Array] = {}
+    for site in space.sites:
+        if site.is_weight:
+            continue
+        for fmt in space.site_formats(site):
+            if site.same_scale_as is not None:
+                table[site.name, fmt.name] = table[site.same_scale_as, fmt.name]
+                continue
+            key = (site.tensor, fmt.name)
+            if key not in known:
+                known[key] = least_squares_scales(samples[site.tensor][None, :], fmt)
+            table[site.name, fmt.name] = known[key]
+    return table
+
+
+class Observer:
+    """Runs a model and hands out values inside it."""
+
+    def __init__(self, model: ir.Model, names: Sequence[str]) -> None:
+        """Build the session.
+
+        Args:
+            model: A canonical model.
+            names: Values to observe; graph inputs are allowed.
+        """
+        tapped = model.clone()
+        values = ir.convenience.create_value_mapping(tapped.graph)
+        self._inputs = {str(value.name) for value in tapped.graph.inputs}
+        self.names = tuple(dict.fromkeys(names))
+        self._inside = [name for name in self.names if name not in self._inputs]
+        tapped.graph.outputs[:] = [values[name] for name in self._inside]
+        self._session = (
+            make_session(ir.to_proto(tapped).SerializeToString()) if self._inside else None
+        )
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """The observed values for one batch, by name."""
+        found = {name: feeds[name] for name in self.names if name in self._inputs}
+        if self._session is not None:
+            arrays = self._session.run(self._inside, dict(feeds))
+            found |= dict(zip(self._inside, arrays, strict=True))
+        return found
+
+
+def sample_values(
+    batches: Iterable[Mapping[str, npt.NDArray[Any]]], count: int, seed: int
+) -> dict[str, Array]:
+    """Sample values that an :class:`Observer` saw.
+
+    Args:
+        batches: The values of each batch, by name.
+        count: Number of batches, among which the sample is shared out.
+        seed: For the choice.
+
+    Returns:
+        Value name → about 16,384 values, the extremes of each batch among them.
+    """
+    share = max(2, _ACTIVATION_SAMPLE // max(1, count))
+    parts: dict[str, list[Array]] = {}
+    for index, values in enumerate(batches):
+        for position, (name, array) in enumerate(values.items()):
+            rng = np.random.default_rng([seed, index, position])
+            parts.setdefault(name, []).append(sampled(array, share, rng))
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def blended(old: ScaleTable, new: ScaleTable, keep: float) -> dict[tuple[str, str], Array]:
+    """Running scales: the geometric mean, weighted, of the old and the new."""
+    return {
+        key: np.float32(old[key] ** keep * new[key] ** (1 - keep)) if key in old else new[key]
+        for key in new
+    }

@@ -1,0 +1,75 @@
+"""The settings of a search."""
+
+import os
+from dataclasses import dataclass, field
+
+from onnx_fliqs.controller import ControllerConfig
+from onnx_fliqs.cost import Budget
+from onnx_fliqs.errors import ConfigError
+
+__all__ = ["SearchConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Settings of a search; what is None follows from the target or the machine."""
+
+    target: str = "generic"
+    space: str | None = None
+    """A named space or a comma list of formats; None: the target's own."""
+    budget: Budget | None = None
+    """None: the target's default, as far as the space reaches."""
+    steps: int = 500
+    batch_size: int = 64
+    seed: int = 0
+    learning_rate: float = 1e-3
+    """Largest change of a weight per step, relative to its tensor's root mean square."""
+    loss: str = "auto"
+    """``auto``, ``cross-entropy``, ``kl`` or ``mse``."""
+    distillation: float = 0.5
+    """Share of the divergence from the float model in a labelled loss."""
+    validation: float = 0.1
+    """Share of the data that is held out for rewards and for the choice of the best."""
+    delay: float = 0.2
+    """Share of the steps before the policy learns: formats are drawn uniformly."""
+    freeze: float = 0.75
+    """Share of the steps after which the assignment is fixed; the rest trains it alone."""
+    draws: int = 4
+    """Assignments scored on one held-out batch per step."""
+    held_out_batch: int = 64
+    refresh: int = 50
+    """Steps between recalculations of the clipping thresholds."""
+    checkpoint_every: int = 25
+    """Steps between checkpoints."""
+    workers: int | None = None
+    """Threads; None: one per core. Part of the result, since sums round differently."""
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "draws", "held_out_batch", "refresh"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must not be negative, got {self.seed}")
+        if not 0 < self.learning_rate < 1:
+            raise ConfigError(
+                f"learning_rate must be between 0 and 1, got {self.learning_rate:g}"
+            )
+        if not 0 <= self.distillation <= 1:
+            raise ConfigError(f"distillation must be in [0, 1], got {self.distillation:g}")
+        if not 0 < self.validation < 1:
+            raise ConfigError(f"validation must be between 0 and 1, got {self.validation:g}")
+        if not 0 <= self.delay <= self.freeze <= 1:
+            raise ConfigError("delay and freeze must satisfy 0 <= delay <= freeze <= 1")
+
+    @property
+    def threads(self) -> int:
+        """The number of worker threads."""
+        return self.workers or _cores()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1

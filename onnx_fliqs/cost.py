@@ -1,0 +1,128 @@
+"""What an assignment costs, and the budgets that bound it.
+
+The costs are sums over layers, so they are tables [layer][format]:
+
+* BOPs = sum of MACs * bits(weights) * bits(activations) (FLIQS and HAWQ-V3; first and last
+  layers count like the others);
+* bytes = sum of weight elements * bits / 8.
+"""
+
+import enum
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_fliqs.errors import ConfigError, InfeasibleError
+from onnx_fliqs.formats import Format
+from onnx_fliqs.sites import FormatMap, SearchSpace
+
+__all__ = ["Budget", "BudgetKind", "Cost", "CostTable", "cost_of", "cost_table"]
+
+CostTable: TypeAlias = tuple[npt.NDArray[np.float64], ...]
+"""For each layer, the cost of each of its formats."""
+
+_INT8_BITS: Final = 8
+
+
+class BudgetKind(enum.Enum):
+    """In what a budget is stated."""
+
+    BITS = "bits"
+    """Effective bits, sqrt(BOPs / MACs)."""
+    BOPS = "bops"
+    """BOPs as a fraction of those of uniform int8."""
+    SIZE = "size"
+    """Weight bytes as a fraction of those of uniform int8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """An upper bound on the cost."""
+
+    kind: BudgetKind
+    value: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.value) and self.value > 0):
+            raise ConfigError(f"--{self.kind.value} must be positive, got {self.value:g}")
+
+    def __str__(self) -> str:
+        return f"--{self.kind.value} {self.value:g}"
+
+    def limit(self, space: SearchSpace) -> float:
+        """The bound in the unit of :func:`cost_table`."""
+        if self.kind is BudgetKind.SIZE:
+            return self.value * sum(layer.params for layer in space.layers) * _INT8_BITS / 8
+        macs = sum(layer.macs for layer in space.layers)
+        if self.kind is BudgetKind.BITS:
+            return self.value**2 * macs
+        return self.value * macs * _INT8_BITS**2
+
+    def stated(self, space: SearchSpace, cost: float) -> float:
+        """A cost of :func:`cost_table`, restated in the unit of the budget."""
+        share = cost / self.limit(space)
+        return self.value * (math.sqrt(share) if self.kind is BudgetKind.BITS else share)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an assignment costs."""
+
+    bops: float
+    """Bit operations for one sample."""
+    effective_bits: float
+    """sqrt(BOPs / MACs): the uniform precision of the same cost."""
+    weight_bytes: float
+    """Bytes of all quantized weights, densely packed."""
+    relative_to_int8: float
+    """BOPs as a fraction of uniform int8's."""
+
+
+def cost_table(space: SearchSpace, kind: BudgetKind) -> CostTable:
+    """The cost of each layer in each format, in BOPs or in bytes."""
+    bits = np.array([fmt.bits for fmt in space.formats], np.float64)
+    if kind is BudgetKind.SIZE:
+        return tuple(layer.params * bits / 8 for layer in space.layers)
+    return tuple(layer.macs * bits**2 for layer in space.layers)
+
+
+def cost_of(space: SearchSpace, chosen: FormatMap) -> Cost:
+    """What an assignment costs."""
+    bits = {name: fmt.bits for name, fmt in chosen.items()}
+    macs = sum(layer.macs for layer in space.layers)
+    bops = float(sum(layer.macs * bits[layer.name] ** 2 for layer in space.layers))
+    return Cost(
+        bops=bops,
+        effective_bits=math.sqrt(bops / macs) if macs else 0.0,
+        weight_bytes=sum(layer.params * bits[layer.name] for layer in space.layers) / 8,
+        relative_to_int8=bops / (macs * _INT8_BITS**2) if macs else 0.0,
+    )
+
+
+def check_feasible(space: SearchSpace, budget: Budget) -> None:
+    """Refuse a budget that no assignment meets.
+
+    Raises:
+        InfeasibleError: The message names the range that can be reached.
+    """
+    table = cost_table(space, budget.kind)
+    low, high = (budget.stated(space, sum(pick(row) for row in table)) for pick in (min, max))
+    # A budget typed with the digits of the message must be accepted.
+    if budget.value < low * (1 - 1e-3):
+        raise InfeasibleError(
+            f"budget {budget} cannot be met: with {_names(space.formats)} this model reaches"
+            f" --{budget.kind.value} {low:.4g} to {high:.4g}"
+        )
+
+
+def reachable_bits(space: SearchSpace) -> tuple[float, float]:
+    """The smallest and largest effective bits."""
+    return float(space.formats[0].bits), float(space.formats[-1].bits)
+
+
+def _names(formats: Sequence[Format]) -> str:
+    return ", ".join(fmt.name for fmt in formats)

@@ -1,0 +1,208 @@
+"""ONNX Runtime, behind one door: this is the only module that imports it.
+
+Its builds (``onnxruntime``, ``onnxruntime-training-cpu``, ...) install the same import package
+and overwrite each other, so what is importable is checked here, and every failure names the
+command that mends it. Importing this module does not import ONNX Runtime.
+"""
+
+import enum
+import functools
+import importlib
+import importlib.metadata
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+from onnx_fliqs.errors import EnvironmentMissingError, ModelError, UnsupportedError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+__all__ = [
+    "OptimizationLevel",
+    "load_onnxruntime",
+    "load_training",
+    "make_session",
+    "quiet_options",
+]
+
+_PACKAGE_FILE: Final = "onnxruntime/__init__.py"
+_TRAINING_SYMBOLS: Final = (
+    "GradientGraphBuilder",
+    "GradientNodeDefinition",
+    "register_custom_stop_gradient_edges",
+    "register_gradient_definition",
+)
+_INSTALL_TRAINING: Final = 'pip install "onnx-fliqs[cpu]" (Python 3.12 or older)'
+_INSTALL_RUNTIME: Final = 'pip install "onnx-fliqs[runtime]"'
+_SEVERITY_ERROR: Final = 3
+_SEVERITY_FATAL: Final = 4
+
+# "[ONNXRuntimeError] : 1 : FAIL : " and the place in its source, "/src/model.cc:180 f(int) "
+_ERROR_CODE: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_SOURCE_PLACE: Final = re.compile(r"\S+\.(?:cc|h|cpp):\d+ (?:[^()]*\([^()]*\) )?")
+
+
+class OptimizationLevel(enum.Enum):
+    """How much ONNX Runtime may rewrite a graph before it runs it."""
+
+    NONE = "none"
+    """Nothing: the graph runs as it is written."""
+    BASIC = "basic"
+    """Constant folding and removal of redundant nodes."""
+    EXTENDED = "extended"
+    """Also fusions for the chosen execution provider."""
+    DEFAULT = "default"
+    """Everything, layout changes included: what a user's session does."""
+
+
+_ORT_LEVELS: Final = {
+    OptimizationLevel.NONE: "ORT_DISABLE_ALL",
+    OptimizationLevel.BASIC: "ORT_ENABLE_BASIC",
+    OptimizationLevel.EXTENDED: "ORT_ENABLE_EXTENDED",
+    OptimizationLevel.DEFAULT: "ORT_ENABLE_ALL",
+}
+
+
+def _owners() -> list[str]:
+    """Names of the distributions that own the ``onnxruntime`` that an import would find.
+
+    Two builds in different folders do not overwrite each other: the first folder of the
+    search path wins, as it does for ``import``, and only its owners count.
+    """
+    owners: dict[Path, set[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        # A half-removed distribution has metadata without a name.
+        name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
+        if not name.startswith("onnxruntime"):
+            continue
+        if any(file.as_posix() == _PACKAGE_FILE for file in distribution.files or ()):
+            place = Path(str(distribution.locate_file(_PACKAGE_FILE)))
+            owners.setdefault(place, set()).add(name)
+    return sorted(next(iter(owners.values()), ()))
+
+
+def _one_line(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@functools.cache
+def load_onnxruntime() -> ModuleType:
+    """Import ONNX Runtime and silence its logger below errors.
+
+    Raises:
+        EnvironmentMissingError: It is not installed, is installed twice, or is damaged.
+    """
+    owners = _owners()
+    if len(owners) > 1:
+        raise EnvironmentMissingError(
+            f"{' and '.join(owners)} overwrite each other's files: run"
+            f" pip uninstall -y {' '.join(owners)}, then {_INSTALL_TRAINING} to search,"
+            f" or {_INSTALL_RUNTIME} for everything else"
+        )
+    try:
+        module = importlib.import_module("onnxruntime")
+        # What two builds leave behind may import and still lack its contents.
+        _ = module.InferenceSession, module.SessionOptions
+        module.set_default_logger_severity(_SEVERITY_ERROR)
+    except (ImportError, AttributeError) as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime"
+        if absent and not owners:
+            raise EnvironmentMissingError(
+                f"ONNX Runtime is not installed: {_INSTALL_TRAINING} to search,"
+                f" or {_INSTALL_RUNTIME} for everything else"
+            ) from None
+        raise EnvironmentMissingError(
+            f"the installed ONNX Runtime is damaged ({_one_line(error)}): run pip install"
+            f" --force-reinstall --no-deps {owners[0] if owners else 'onnxruntime'}"
+        ) from error
+    return module
+
+
+@functools.cache
+def load_training() -> ModuleType:
+    """Give the module that holds ``GradientGraphBuilder`` and its companions.
+
+    ``onnxruntime.training``, the documented way to them, would import torch.
+
+    Raises:
+        EnvironmentMissingError: As for :func:`load_onnxruntime`, or this build of ONNX Runtime
+            has no training kernels.
+    """
+    onnxruntime = load_onnxruntime()
+    module = importlib.import_module("onnxruntime.capi._pybind_state")
+    if not all(hasattr(module, symbol) for symbol in _TRAINING_SYMBOLS):
+        owner = " ".join(_owners()) or "onnxruntime"
+        raise EnvironmentMissingError(
+            f"this onnxruntime {onnxruntime.__version__} has no training kernels, which a"
+            f" search needs: run pip uninstall -y {owner}, then {_INSTALL_TRAINING}"
+        )
+    return module
+
+
+def quiet_options() -> Any:
+    """Make ``SessionOptions`` with a silent logger, for sessions and ``GradientGraphBuilder``.
+
+    The builder prints a line per graph whatever the default severity is, unless its last
+    argument is such options. Errors are raised as well, so nothing is lost.
+    """
+    options = load_onnxruntime().SessionOptions()
+    options.log_severity_level = _SEVERITY_FATAL
+    return options
+
+
+def make_session(
+    model: bytes | Path,
+    *,
+    level: OptimizationLevel = OptimizationLevel.DEFAULT,
+    threads: int = 0,
+    disabled: Sequence[str] = (),
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+) -> "InferenceSession":
+    """Load a model for inference.
+
+    Args:
+        model: A serialized model, or the file of one (needed where its weights lie beside it).
+        level: How much the graph may be rewritten.
+        threads: Threads within one operator; 0 lets ONNX Runtime choose.
+        disabled: Names of ONNX Runtime optimizers that must not run.
+        providers: Execution providers, best first.
+
+    Raises:
+        EnvironmentMissingError: There is no ONNX Runtime, or it lacks a provider.
+        ModelError: The model cannot be read.
+        UnsupportedError: ONNX Runtime refuses the model.
+    """
+    onnxruntime = load_onnxruntime()
+    available = onnxruntime.get_available_providers()
+    if missing := [provider for provider in providers if provider not in available]:
+        raise EnvironmentMissingError(
+            f"this onnxruntime {onnxruntime.__version__} has no {missing[0]};"
+            f" it has {', '.join(available)}"
+        )
+    options = quiet_options()
+    options.graph_optimization_level = getattr(
+        onnxruntime.GraphOptimizationLevel, _ORT_LEVELS[level]
+    )
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=list(providers),
+            disabled_optimizers=list(disabled),
+        )
+    except Exception as error:  # ONNX Runtime's exceptions share no other base.
+        raise _translate(error, model) from error
+
+
+def _translate(error: Exception, model: bytes | Path) -> ModelError:
+    """Turn what ONNX Runtime raised while loading into one line for the user."""
+    reason = _SOURCE_PLACE.sub("", _ERROR_CODE.sub("", _one_line(error)))
+    name = "the model" if isinstance(model, bytes) else str(model)
+    if type(error).__name__ in {"NoSuchFile", "InvalidProtobuf"}:
+        return ModelError(f"{name} is not a readable ONNX model: {reason}")
+    return UnsupportedError(f"ONNX Runtime cannot load {name}: {reason}")

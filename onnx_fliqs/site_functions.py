@@ -1,0 +1,81 @@
+"""The searchable site as model-local ONNX functions, with their straight-through gradients.
+
+``SearchQDQ`` quantizes to any format of :mod:`onnx_fliqs.formats`; ``SearchIntQDQ`` leaves out
+the rounding to a mantissa, which spaces of integers (and float32) do not need. Both read the
+numbers of a :class:`~onnx_fliqs.formats.GridCode` as scalar inputs. The gradient passes
+where the value lay inside the clipping range and is zero outside (Bengio et al. 2013; the
+range mask as in PACT, Choi et al. 2018).
+"""
+
+from typing import Any, Final
+
+import onnx_ir as ir
+from onnxscript import opset21 as op
+from onnxscript import script
+from onnxscript.values import Opset
+
+__all__ = [
+    "DOMAIN",
+    "GRADIENTS",
+    "INTEGER_CODES",
+    "INTEGER_SITE",
+    "ANY_CODES",
+    "ANY_SITE",
+    "gradient_functions",
+    "site_function",
+]
+
+DOMAIN: Final = "onnx_fliqs"
+ANY_SITE: Final = "SearchQDQ"
+INTEGER_SITE: Final = "SearchIntQDQ"
+ANY_CODES: Final = ("lo", "hi", "splitter", "magic", "threshold")
+"""Fields of GridCode that ``SearchQDQ`` reads after the value and its scale, in order."""
+INTEGER_CODES: Final = ("lo", "hi", "magic")
+"""Likewise for ``SearchIntQDQ``."""
+
+_domain = Opset(DOMAIN, 1)
+
+# onnxscript reads the source of these functions: they are ONNX, written in Python's syntax.
+
+
+@script(_domain, default_opset=op)
+def SearchQDQ(x, scale, lo, hi, splitter, magic, threshold):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, D103, N802
+    t = op.Clip(op.Div(x, scale), lo, hi)
+    fixed = op.Sub(op.Add(t, magic), magic)
+    p = op.Mul(t, splitter)
+    relative = op.Sub(p, op.Sub(p, t))
+    return op.Mul(op.Where(op.Less(op.Abs(t), threshold), fixed, relative), scale)
+
+
+@script(_domain, default_opset=op)
+def SearchIntQDQ(x, scale, lo, hi, magic):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, D103, N802
+    t = op.Clip(op.Div(x, scale), lo, hi)
+    return op.Mul(op.Sub(op.Add(t, magic), magic), scale)
+
+
+@script(_domain, default_opset=op)
+def ClippedStraightThrough(dy, x, scale, lo, hi):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, D103, N802
+    t = op.Div(x, scale)
+    zero = op.Constant(value_float=0.0)
+    return op.Where(op.Equal(t, op.Clip(t, lo, hi)), dy, zero)
+
+
+GRADIENTS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+    site: ("ClippedStraightThrough", ("GO(0)", "I(0)", "I(1)", "I(2)", "I(3)"))
+    for site in (ANY_SITE, INTEGER_SITE)
+}
+"""Site function → its gradient function and that one's inputs, in ORT's notation."""
+
+
+def _to_ir(function: Any) -> ir.Function:
+    return ir.from_proto(function.to_function_proto())
+
+
+def site_function(name: str) -> ir.Function:
+    """The function of one of the sites, to be put into a model."""
+    return _to_ir({ANY_SITE: SearchQDQ, INTEGER_SITE: SearchIntQDQ}[name])
+
+
+def gradient_functions() -> tuple[ir.Function, ...]:
+    """The functions that the gradients of :data:`GRADIENTS` call."""
+    return (_to_ir(ClippedStraightThrough),)

@@ -1,0 +1,179 @@
+"""What is searched: layers, the sites that quantize their operands, and the formats.
+
+A :class:`Layer` decides one format; a :class:`Site` is a tensor that is quantized in the format
+its deciding layers chose. What a choice feeds into the graph are the two flat arrays of
+:class:`SiteValues`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_fliqs.formats import (
+    FORMATS,
+    FloatFormat,
+    Format,
+    IntFormat,
+    grid_code,
+    is_passthrough,
+    unsigned_variant,
+)
+
+__all__ = ["FormatMap", "Layer", "ScaleTable", "SearchSpace", "Site", "SiteValues", "Skipped"]
+
+FormatMap: TypeAlias = Mapping[str, Format]
+"""Layer name → the format that it was given."""
+
+ScaleTable: TypeAlias = Mapping[tuple[str, str], npt.NDArray[np.float32]]
+"""(site name, format name) → scales, of shape [site.channels]: the switchable thresholds."""
+
+_BIAS: Final = IntFormat(bits=32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """An operator with multiplications: Conv, ConvTranspose, Gemm or MatMul."""
+
+    name: str
+    """Name of its node."""
+    op_type: str
+    weight: str | None
+    """Name of its constant operand; None for the product of two activations."""
+    params: int
+    """Elements of the weight."""
+    output: str
+    """Name of the value it computes."""
+    macs: int = 0
+    """Multiply-accumulates for one sample."""
+    frozen: str | None = None
+    """Why the weight is not trained; None where it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A tensor that is quantized."""
+
+    name: str
+    tensor: str
+    """The value that is quantized."""
+    layers: tuple[str, ...]
+    """Layers that decide the format: the one with the fewest bits that any of them chose."""
+    consumers: tuple[tuple[str, int], ...]
+    """(node name, input index) of every use that reads the quantized tensor."""
+    is_weight: bool
+    axis: int | None = None
+    """Axis of the scales; None for one scale."""
+    channels: int = 1
+    """Number of scales."""
+    rank: int = 0
+    """Rank of the tensor; of interest only with an axis."""
+    unsigned: bool = False
+    """Whether the values are never negative."""
+    same_scale_as: str | None = None
+    """Name of an earlier site whose values this tensor only rearranges."""
+    bias_of: tuple[str, str] | None = None
+    """For a bias that is added to integer products: the names of the sites of the activation
+    and of the weight, whose scales multiply to its own."""
+
+    def effective(self, fmt: Format) -> Format:
+        """The format as this tensor takes it: unsigned where that loses nothing."""
+        if self.bias_of is not None:
+            return _BIAS if isinstance(fmt, IntFormat) else FORMATS["float32"]
+        return unsigned_variant(fmt) if self.unsigned else fmt
+
+    @property
+    def broadcast_shape(self) -> tuple[int, ...]:
+        """Shape in which the scales broadcast against the tensor; () for one scale."""
+        if self.axis is None:
+            return ()
+        return tuple(self.channels if i == self.axis else 1 for i in range(self.rank))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A node that looks quantizable and is left as it is."""
+
+    name: str
+    op_type: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SiteValues:
+    """What an assignment feeds into a searchable graph."""
+
+    codes: npt.NDArray[np.float32]
+    """Shape [sites, 5]: the grid code of each site's format."""
+    scales: npt.NDArray[np.float32]
+    """Shape [sum of channels]: the scales of all sites, one after another."""
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Layers, sites and the formats that each layer may take."""
+
+    layers: tuple[Layer, ...]
+    sites: tuple[Site, ...]
+    formats: tuple[Format, ...]
+    """Cheapest first; the same for every layer."""
+    skipped: tuple[Skipped, ...] = ()
+
+    @cached_property
+    def layer(self) -> Mapping[str, Layer]:
+        """Layers by name."""
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def site(self) -> Mapping[str, Site]:
+        """Sites by name."""
+        return {site.name: site for site in self.sites}
+
+    @property
+    def needs_mantissa(self) -> bool:
+        """Whether a site has to round to a mantissa: any float format but float32."""
+        return any(isinstance(f, FloatFormat) and f.mantissa < 23 for f in self.formats)
+
+    def uniform(self, fmt: Format) -> dict[str, Format]:
+        """The same format for every layer."""
+        return {layer.name: fmt for layer in self.layers}
+
+    def site_format(self, site: Site, chosen: FormatMap) -> Format:
+        """The format of a site under an assignment (see :attr:`Site.layers`)."""
+        return site.effective(min((chosen[name] for name in site.layers), key=lambda f: f.bits))
+
+    def site_scale(
+        self, site: Site, chosen: FormatMap, scales: ScaleTable
+    ) -> npt.NDArray[np.float32]:
+        """The scales of a site under an assignment, of shape [site.channels]."""
+        fmt = self.site_format(site, chosen)
+        if is_passthrough(fmt):
+            return np.ones(site.channels, np.float32)
+        if site.bias_of is None:
+            return scales[site.name, fmt.name]
+        activation, weight = (
+            self.site_scale(self.site[name], chosen, scales) for name in site.bias_of
+        )
+        return np.broadcast_to(activation * weight, site.channels).astype(np.float32)
+
+    def values(self, chosen: FormatMap, scales: ScaleTable) -> SiteValues:
+        """What an assignment feeds into the searchable graph.
+
+        Args:
+            chosen: A format for every layer.
+            scales: Scales for every site in (at least) the format that it takes.
+        """
+        formats = [self.site_format(site, chosen) for site in self.sites]
+        return SiteValues(
+            np.array([grid_code(fmt) for fmt in formats], np.float32).reshape(-1, 5),
+            np.concatenate([self.site_scale(site, chosen, scales) for site in self.sites]),
+        )
+
+    def site_formats(self, site: Site) -> tuple[Format, ...]:
+        """Every format that needs scales of its own at this site."""
+        if site.bias_of is not None:
+            return ()
+        return tuple(site.effective(fmt) for fmt in self.formats if not is_passthrough(fmt))

@@ -1,0 +1,105 @@
+"""Hardware profiles, as data: what a target can run and how its graph has to look."""
+
+import enum
+from dataclasses import dataclass
+from typing import Final
+
+from onnx_fliqs.errors import ConfigError
+from onnx_fliqs.formats import Format, parse_format, parse_space
+
+__all__ = ["TARGETS", "Placement", "Target", "parse_target"]
+
+
+class Placement(enum.Enum):
+    """Which activations get a site."""
+
+    LAYER_INPUTS = "layer inputs"
+    """Each layer quantizes its own inputs, in its own format."""
+    TENSORS = "tensors"
+    """Each tensor is quantized once, where it is made: what integer kernels need, which read
+    and write integers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A hardware profile."""
+
+    name: str
+    description: str
+    formats: tuple[str, ...] | None
+    """Names of the formats that it runs; None for all of them."""
+    default_space: str
+    default_bits: float
+    """Budget in effective bits where the user names none."""
+    placement: Placement
+    unsigned_container: bool
+    """Whether signed 8-bit activations are stored as uint8 with zero point 128."""
+    integer_bias: bool
+    """Whether biases are int32 with the scale of the product."""
+
+    def space(self, text: str | None) -> tuple[Format, ...]:
+        """The formats to search: those asked for, or the target's own.
+
+        Raises:
+            ConfigError: The target cannot run a format that was asked for.
+        """
+        formats = parse_space(text or self.default_space)
+        if self.formats is not None:
+            illegal = [fmt.name for fmt in formats if fmt.name not in self.formats]
+            if illegal:
+                raise ConfigError(
+                    f"target {self.name} cannot run {', '.join(illegal)};"
+                    f" it runs {', '.join(self.formats)}"
+                )
+        return formats
+
+    def check(self, format_name: str) -> Format:
+        """Look up one format that the target must be able to run.
+
+        Raises:
+            ConfigError: The format is unknown, or the target cannot run it.
+        """
+        fmt = parse_format(format_name)
+        if self.formats is not None and fmt.name not in self.formats:
+            raise ConfigError(
+                f"target {self.name} cannot run {fmt.name}; it runs {', '.join(self.formats)}"
+            )
+        return fmt
+
+
+TARGETS: Final[dict[str, Target]] = {
+    target.name: target
+    for target in (
+        Target(
+            name="generic",
+            description="standard ONNX QDQ; formats without an ONNX type are simulated exactly",
+            formats=None,
+            default_space="int-l",
+            default_bits=5.0,
+            placement=Placement.LAYER_INPUTS,
+            unsigned_container=False,
+            integer_bias=False,
+        ),
+        Target(
+            name="ort-cpu",
+            description="int8 and float on ONNX Runtime's integer CPU kernels",
+            formats=("int8", "float32"),
+            default_space="int8,float32",
+            default_bits=8.0,
+            placement=Placement.TENSORS,
+            unsigned_container=True,
+            integer_bias=True,
+        ),
+    )
+}
+
+
+def parse_target(name: str) -> Target:
+    """Look a target up by name.
+
+    Raises:
+        ConfigError: There is no such target.
+    """
+    if name not in TARGETS:
+        raise ConfigError(f"unknown target {name!r}; known: {', '.join(TARGETS)}")
+    return TARGETS[name]

@@ -1,0 +1,361 @@
+"""One step of training, as a function of explicit state.
+
+The parts of a batch go through single-threaded runs of one gradient session side by side
+(ConvGrad and ReluGrad hardly use a second core), and one optimizer model averages their
+gradients and updates the weights. Weights and moments stay in ONNX Runtime's own values.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_fliqs.gradient import GRADIENT, build_gradient, promote_initializers
+from onnx_fliqs.objective import Objective
+from onnx_fliqs.optimizer import BETA1, BETA2, build_optimizer
+from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
+from onnx_fliqs.passes.expose_optional_outputs import ExposeOptionalOutputsPass
+from onnx_fliqs.passes.insert_search_sites import CODES, SCALES
+from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session
+from onnx_fliqs.site_functions import gradient_functions
+from onnx_fliqs.sites import SiteValues
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, OrtValue
+
+__all__ = ["Batch", "StepReport", "TrainState", "TrainStep"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Parameters: TypeAlias = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples, ready to be fed."""
+
+    inputs: Mapping[str, Array]
+    """By input name, first axis the samples (constants apart)."""
+    labels: Array | None
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """Everything that a step changes."""
+
+    parameters: Mapping[str, "OrtValue"]
+    m: "OrtValue"
+    """First moments, flat."""
+    v: "OrtValue"
+    """Second moments, flat."""
+    length: "OrtValue"
+    """Running mean length of the gradient."""
+    updates: int
+    """Updates made; steps without a finite gradient do not count."""
+
+    def arrays(self) -> dict[str, Array]:
+        """The state as NumPy arrays, for a checkpoint."""
+        return {
+            **{f"parameter/{name}": value.numpy() for name, value in self.parameters.items()},
+            "m": self.m.numpy(),
+            "v": self.v.numpy(),
+            "length": self.length.numpy(),
+            "updates": np.int64(self.updates),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step measured."""
+
+    loss: float
+    norm: float
+    """Length of the gradient."""
+    applied: bool
+    """Whether the gradient was finite, so that the weights changed."""
+
+
+class TrainStep:
+    """The sessions of a searchable model: training, evaluation, and the float teacher."""
+
+    def __init__(
+        self,
+        searchable: ir.Model,
+        *,
+        objective: Objective,
+        parameters: Sequence[str],
+        stopped: Sequence[str],
+        teacher: bytes,
+        shares: Sequence[float],
+        workers: int,
+    ) -> None:
+        """Build the sessions.
+
+        Args:
+            searchable: A canonical model with sites.
+            objective: The loss.
+            parameters: Initializers to train; may be empty.
+            stopped: Operators at which the gradient ends.
+            teacher: The float model, serialized.
+            shares: Share of each part of a training batch.
+            workers: Parts and evaluations that run side by side.
+        """
+        self.objective = objective
+        self._parameters = tuple(parameters)
+        self._pool = ThreadPoolExecutor(workers)
+        initializers = searchable.graph.initializers
+        self._initial = {
+            name: np.array(initializers[name].const_value.numpy())  # type: ignore[union-attr]
+            for name in parameters
+        }
+        self._teacher = make_session(teacher, threads=1)
+        self._output_names = tuple(str(v.name) for v in searchable.graph.outputs)
+        proto = self._with_loss(searchable)
+        self._forward = make_session(proto.SerializeToString(), threads=1)
+        self._searchable = searchable
+        self._taps: InferenceSession | None = None
+        self._gradient: InferenceSession | None = None
+        self._optimizer: InferenceSession | None = None
+        if self._parameters:
+            gradient = build_gradient(proto, LOSS, self._parameters, stopped)
+            self._gradient = make_session(
+                gradient.SerializeToString(), threads=1, disabled=["GatherSliceToSplitFusion"]
+            )
+            shapes = {name: array.shape for name, array in self._initial.items()}
+            optimizer = build_optimizer(shapes, shares)
+            self._optimizer = make_session(
+                optimizer.SerializeToString(), level=OptimizationLevel.BASIC, threads=workers
+            )
+
+    def _with_loss(self, searchable: ir.Model) -> Any:  # noqa: ANN401 - onnx.ModelProto
+        model = searchable.clone()
+        AddLossPass(self.objective.terms)(model)
+        ExposeOptionalOutputsPass()(model)
+        for function in gradient_functions():
+            model.functions[function.identifier()] = function
+        return self._promoted(model)
+
+    def _promoted(self, model: ir.Model) -> Any:  # noqa: ANN401 - onnx.ModelProto
+        proto = ir.to_proto(model)
+        promote_initializers(proto, [*self._parameters, CODES, SCALES])
+        return proto
+
+    def close(self) -> None:
+        """Stop the worker threads."""
+        self._pool.shutdown()
+
+    # --- state -----------------------------------------------------------------------------
+
+    def initial(self) -> TrainState:
+        """The weights of the model and no history."""
+        size = sum(array.size for array in self._initial.values())
+        zeros = np.zeros(size, np.float32)
+        return self.restore(
+            {
+                **{f"parameter/{name}": array for name, array in self._initial.items()},
+                "m": zeros,
+                "v": zeros,
+                "length": np.zeros((), np.float32),
+                "updates": np.int64(0),
+            }
+        )
+
+    def restore(self, arrays: Mapping[str, Array]) -> TrainState:
+        """The state that :meth:`TrainState.arrays` wrote."""
+        wrap = load_onnxruntime().OrtValue.ortvalue_from_numpy
+        return TrainState(
+            {
+                name: wrap(np.ascontiguousarray(arrays[f"parameter/{name}"]))
+                for name in self._parameters
+            },
+            wrap(arrays["m"]),
+            wrap(arrays["v"]),
+            wrap(arrays["length"]),
+            int(arrays["updates"]),
+        )
+
+    # --- training --------------------------------------------------------------------------
+
+    def step(
+        self, state: TrainState, parts: Sequence[Batch], values: SiteValues, lr: float
+    ) -> tuple[TrainState, StepReport]:
+        """Train on one batch, given in parts.
+
+        Args:
+            state: Before the step.
+            parts: The batch, cut as ``shares`` says.
+            values: The formats in force.
+            lr: Relative learning rate: a weight changes by about this share of its tensor's
+                root mean square.
+
+        Returns:
+            The state after the step, and its loss (mean over the batch).
+        """
+        if self._gradient is None:
+            raise ValueError("the model has no trainable parameters")
+        results = list(
+            self._pool.map(lambda part: self._part_gradient(state, part, values), parts)
+        )
+        total = sum(part.size for part in parts)
+        loss = sum(
+            part.size / total * float(result[0].numpy())
+            for part, result in zip(parts, results, strict=True)
+        )
+        return self._update(state, [result[1] for result in results], loss, lr)
+
+    def _part_gradient(
+        self, state: TrainState, part: Batch, values: SiteValues
+    ) -> "list[OrtValue]":
+        assert self._gradient is not None  # noqa: S101 - the caller checked
+        feeds = self._feeds(part, self._teach(part), values)
+        binding = self._gradient.io_binding()
+        for name, value in state.parameters.items():
+            binding.bind_ortvalue_input(name, value)
+        # `feeds` keeps the arrays alive until the run is over: the binding does not.
+        for name in self._input_names(self._gradient, feeds):
+            binding.bind_cpu_input(name, feeds[name])
+        for name in (LOSS, GRADIENT):
+            binding.bind_output(name)
+        self._gradient.run_with_iobinding(binding)
+        outputs: list[OrtValue] = binding.get_outputs()
+        return outputs
+
+    def _update(
+        self, state: TrainState, gradients: "Sequence[OrtValue]", loss: float, lr: float
+    ) -> tuple[TrainState, StepReport]:
+        assert self._optimizer is not None  # noqa: S101 - built together with the gradient
+        t = state.updates + 1
+        scalars = {
+            "lr": np.float32(lr),
+            "correction1": np.float32(1 / (1 - BETA1**t)),
+            "correction2": np.float32(1 / (1 - BETA2**t)),
+        }
+        arrays = {name: np.asarray(value) for name, value in scalars.items()}
+        binding = self._optimizer.io_binding()
+        for i, value in enumerate(state.parameters.values()):
+            binding.bind_ortvalue_input(f"p{i}", value)
+        for j, value in enumerate(gradients):
+            binding.bind_ortvalue_input(f"g{j}", value)
+        for name in ("m", "v", "length"):
+            binding.bind_ortvalue_input(name, getattr(state, name))
+        for name, array in arrays.items():
+            binding.bind_cpu_input(name, array)
+        for output in self._optimizer.get_outputs():
+            binding.bind_output(output.name)
+        self._optimizer.run_with_iobinding(binding)
+        *parameters, m, v, length, norm = binding.get_outputs()
+        length_of_gradient = float(norm.numpy())
+        applied = bool(np.isfinite(length_of_gradient) and length_of_gradient < 3e38)
+        after = TrainState(
+            dict(zip(state.parameters, parameters, strict=True)),
+            m,
+            v,
+            length,
+            state.updates + applied,
+        )
+        return after, StepReport(loss, length_of_gradient, applied)
+
+    # --- evaluation ------------------------------------------------------------------------
+
+    def losses(
+        self, state: TrainState, batch: Batch, candidates: Sequence[SiteValues]
+    ) -> list[float]:
+        """The loss of several assignments on the same batch, side by side."""
+        teacher = self._teach(batch)
+        return list(
+            self._pool.map(
+                lambda values: float(self._run(self._forward, state, batch, teacher, values, [LOSS])[0]),
+                candidates,
+            )
+        )
+
+    def outputs(
+        self, state: TrainState, batches: Sequence[Batch], values: SiteValues
+    ) -> dict[str, Array]:
+        """The model's judged outputs over some batches, joined along the samples."""
+        names = self.objective.outputs
+        rows = self._pool.map(
+            lambda batch: self._run(
+                self._forward, state, batch, self._teach(batch), values, names
+            ),
+            batches,
+        )
+        return _join(names, list(rows))
+
+    def teacher_outputs(self, batches: Sequence[Batch]) -> dict[str, Array]:
+        """The float model's judged outputs over some batches."""
+        names = self.objective.outputs
+        rows = self._pool.map(lambda b: self._teacher.run(names, dict(b.inputs)), batches)
+        return _join(names, list(rows))
+
+    def observe(
+        self, state: TrainState, batch: Batch, values: SiteValues, names: Sequence[str]
+    ) -> dict[str, Array]:
+        """Values inside the searchable graph; always asked for by the same names."""
+        inputs = [name for name in names if name in batch.inputs]
+        inside = [name for name in names if name not in batch.inputs]
+        found = {name: batch.inputs[name] for name in inputs}
+        if inside:
+            if self._taps is None:
+                model = self._searchable.clone()
+                mapping = ir.convenience.create_value_mapping(model.graph)
+                model.graph.outputs[:] = [mapping[name] for name in inside]
+                proto = self._promoted(model)
+                self._taps = make_session(proto.SerializeToString())
+            found |= dict(
+                zip(inside, self._run(self._taps, state, batch, {}, values, inside), strict=True)
+            )
+        return found
+
+    def _teach(self, batch: Batch) -> dict[str, Array]:
+        names = self.objective.teacher_outputs
+        if not names:
+            return {}
+        return dict(zip(names, self._teacher.run(names, dict(batch.inputs)), strict=True))
+
+    def _run(
+        self,
+        session: "InferenceSession",
+        state: TrainState,
+        batch: Batch,
+        teacher: Mapping[str, Array],
+        values: SiteValues,
+        names: Sequence[str],
+    ) -> list[Array]:
+        feeds = self._feeds(batch, teacher, values)
+        binding = session.io_binding()
+        for name, value in state.parameters.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in self._input_names(session, feeds):
+            binding.bind_cpu_input(name, feeds[name])
+        for name in names:
+            binding.bind_output(name)
+        session.run_with_iobinding(binding)
+        results: list[Array] = binding.copy_outputs_to_cpu()
+        return results
+
+    def _feeds(
+        self, batch: Batch, teacher: Mapping[str, Array], values: SiteValues
+    ) -> dict[str, Array]:
+        feeds = {**batch.inputs, CODES: values.codes.reshape(-1), SCALES: values.scales}
+        if self.objective.uses_labels:
+            assert batch.labels is not None  # noqa: S101 - the objective asked for them
+            feeds[LABELS] = batch.labels
+        for name, array in teacher.items():
+            feeds[teacher_input(name)] = array
+        return feeds
+
+    @staticmethod
+    def _input_names(session: "InferenceSession", feeds: Mapping[str, Array]) -> list[str]:
+        return [value.name for value in session.get_inputs() if value.name in feeds]
+
+
+def _join(names: Sequence[str], rows: Sequence[Sequence[Array]]) -> dict[str, Array]:
+    return {
+        name: np.concatenate([row[i] for row in rows]) if rows[0][i].ndim else rows[0][i]
+        for i, name in enumerate(names)
+    }

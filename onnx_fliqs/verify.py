@@ -1,0 +1,186 @@
+"""Whether an emitted graph computes what was searched, in the runtime that will run it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from onnx_fliqs.errors import FliqsError, VerificationError
+from onnx_fliqs.runtime import OptimizationLevel, make_session
+
+__all__ = ["Comparison", "LevelCheck", "Verification", "compare", "verify_levels"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Outputs: TypeAlias = Mapping[str, Array]
+
+EXACT: Final = 1e-3
+"""Largest relative difference between the searched network and the unoptimised graph: rounding
+of float sums flips a code now and then, and a flip moves a value by a whole step."""
+FUSED: Final = 0.05
+"""Largest relative difference that integer kernels may add; a lost Relu makes it about 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How far two runs lie apart."""
+
+    rms: float
+    """Root mean square difference / root mean square of the reference."""
+    largest: float
+    """Largest difference / root mean square of the reference."""
+
+
+@dataclass(frozen=True, slots=True)
+class LevelCheck:
+    """One optimisation level."""
+
+    level: OptimizationLevel
+    error: str | None
+    """Why ONNX Runtime refuses the graph, if it does."""
+    difference: Comparison | None
+    """From the unoptimised run."""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it runs and computes the same to within integer rounding."""
+        return self.difference is not None and self.difference.rms <= FUSED
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The result of all checks."""
+
+    searched: Comparison | None
+    """Unoptimised graph against the searched network, where that is known."""
+    levels: tuple[LevelCheck, ...]
+
+    @property
+    def level(self) -> OptimizationLevel:
+        """The highest optimisation level that computes the graph right.
+
+        Raises:
+            VerificationError: There is none.
+        """
+        for check in reversed(self.levels):
+            if check.agrees:
+                return check.level
+        raise VerificationError(f"no optimisation level computes the graph right: {self.why()}")
+
+    def why(self) -> str:
+        """What is wrong at the levels that fail, in one line."""
+        return "; ".join(
+            f"{check.level.value}: "
+            + (
+                check.error
+                or f"differs by {check.difference.rms:.3g} of the output"  # type: ignore[union-attr]
+            )
+            for check in self.levels
+            if not check.agrees
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "searched_rms": None if self.searched is None else self.searched.rms,
+            "levels": {
+                check.level.value: {
+                    "agrees": check.agrees,
+                    "rms": None if check.difference is None else check.difference.rms,
+                    "error": check.error,
+                }
+                for check in self.levels
+            },
+        }
+
+
+def compare(outputs: Outputs, reference: Outputs) -> Comparison:
+    """Compare float outputs; the worst output counts."""
+    rms = largest = 0.0
+    for name, expected in reference.items():
+        if not np.issubdtype(expected.dtype, np.floating):
+            continue
+        difference = np.subtract(outputs[name], expected, dtype=np.float64)
+        size = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64)))) or 1.0
+        if not np.isfinite(difference).all():
+            return Comparison(float("inf"), float("inf"))
+        rms = max(rms, float(np.sqrt(np.mean(difference**2))) / size)
+        largest = max(largest, float(np.abs(difference).max(initial=0.0)) / size)
+    return Comparison(rms, largest)
+
+
+def verify_levels(
+    model: ir.Model,
+    batches: Sequence[Mapping[str, Array]],
+    searched: Sequence[Outputs] | None = None,
+) -> Verification:
+    """Check an emitted graph and run it at every optimisation level.
+
+    Args:
+        model: The graph.
+        batches: Feeds.
+        searched: The searched network's outputs for each of them, if known.
+
+    Raises:
+        VerificationError: The graph is not valid ONNX, does not run unoptimised, or is not
+            what was searched.
+    """
+    proto = ir.to_proto(model)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = " ".join(str(error).split())
+        raise VerificationError(f"the emitted graph is not valid ONNX: {reason}") from error
+    data = proto.SerializeToString()
+    try:
+        plain = _run(data, OptimizationLevel.NONE, batches)
+    except FliqsError as error:
+        raise VerificationError(f"the emitted graph does not run: {error}") from error
+    difference = None
+    if searched is not None:
+        difference = _worst(
+            compare(mine, theirs) for mine, theirs in zip(plain, searched, strict=True)
+        )
+        if difference.rms > EXACT:
+            raise VerificationError(
+                f"the emitted graph differs from the searched network by {difference.rms:.3g}"
+                " of the output (root mean square)"
+            )
+    levels = tuple(
+        _check_level(data, level, batches, plain)
+        for level in (OptimizationLevel.BASIC, OptimizationLevel.DEFAULT)
+    )
+    return Verification(difference, levels)
+
+
+def _run(
+    data: bytes, level: OptimizationLevel, batches: Sequence[Mapping[str, Array]]
+) -> list[dict[str, Array]]:
+    session = make_session(data, level=level)
+    names = [value.name for value in session.get_outputs()]
+    return [dict(zip(names, session.run(names, dict(f)), strict=True)) for f in batches]
+
+
+def _check_level(
+    data: bytes,
+    level: OptimizationLevel,
+    batches: Sequence[Mapping[str, Array]],
+    plain: Sequence[Outputs],
+) -> LevelCheck:
+    try:
+        rows = _run(data, level, batches)
+    except FliqsError as error:
+        return LevelCheck(level, str(error), None)
+    except Exception as error:  # noqa: BLE001 - a kernel that is missing shows when it runs
+        return LevelCheck(level, " ".join(str(error).split()), None)
+    return LevelCheck(
+        level, None, _worst(compare(a, b) for a, b in zip(rows, plain, strict=True))
+    )
+
+
+def _worst(comparisons: Any) -> Comparison:  # noqa: ANN401 - an iterable of Comparison
+    items = list(comparisons)
+    return Comparison(max(c.rms for c in items), max(c.largest for c in items))

@@ -1,0 +1,161 @@
+"""Puts a searchable quantize/dequantize site in front of every operand that is searched."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from onnx_fliqs.formats import FORMATS, GridCode, grid_code
+from onnx_fliqs.site_functions import (
+    ANY_CODES,
+    ANY_SITE,
+    DOMAIN,
+    INTEGER_CODES,
+    INTEGER_SITE,
+    site_function,
+)
+from onnx_fliqs.sites import SearchSpace, Site
+
+__all__ = ["CODES", "SCALES", "SITE_KEY", "InsertSearchSitesPass"]
+
+CODES: Final = "onnx_fliqs.codes"
+"""Initializer of shape [5 * sites]: the grid codes, site after site."""
+SCALES: Final = "onnx_fliqs.scales"
+"""Initializer of shape [sum of channels]: the scales, site after site."""
+SITE_KEY: Final = "onnx_fliqs.site"
+"""Metadata key of a site's node: the site's name."""
+
+
+class InsertSearchSitesPass(ir.passes.InPlacePass):
+    """Route every searched operand through a site whose format is an input of the graph.
+
+    Before:  y = Conv (x, w)
+    After:   x_q = onnx_fliqs.SearchQDQ (x, scale_0, lo_0, hi_0, ...)
+             w_q = onnx_fliqs.SearchQDQ (w, scale_1, lo_1, hi_1, ...)
+             y = Conv (x_q, w_q)
+
+    The numbers come from two new initializers, ``onnx_fliqs.codes`` and ``onnx_fliqs.scales``,
+    which at first mean float32: the outputs do not change until others are fed.
+
+    Requires: the nodes and values that the sites name; unique node names.
+    Ensures: every consumer that a site names reads the site; signature and outputs unchanged.
+    Idempotent: an operand already behind its site is left alone.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        super().__init__()
+        self._sites = space.sites
+        self._function = ANY_SITE if space.needs_mantissa else INTEGER_SITE
+
+    def requires(self, model: ir.Model) -> None:
+        """Every named node and value exists."""
+        nodes = {node.name for node in model.graph.all_nodes()}
+        for site in self._sites:
+            missing = [name for name, _ in site.consumers if name not in nodes]
+            if missing:
+                raise ir.passes.PreconditionError(
+                    f"site {site.name} is read by {missing[0]!r}, which the graph does not have"
+                )
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Insert the sites that are missing."""
+        graph = model.graph
+        if CODES in graph.initializers:
+            return ir.passes.PassResult(model, modified=False)
+        order = {node: index for index, node in enumerate(graph)}
+        by_name = {str(node.name): (node, top) for top in graph for node in _with_nested(top)}
+        values = ir.convenience.create_value_mapping(graph)
+        codes = _initializer(
+            graph, CODES, np.tile(np.float32(grid_code(FORMATS["float32"])), len(self._sites))
+        )
+        scale_values = self._scales(graph, order)
+        for index, site in enumerate(self._sites):
+            nodes = self._site_nodes(graph, site, values[site.tensor], index, codes, scale_values)
+            users = [by_name[name] for name, _ in site.consumers]
+            graph.insert_before(min((top for _, top in users), key=order.__getitem__), nodes)
+            for (user, _), (_, position) in zip(users, site.consumers, strict=True):
+                user.replace_input_with(position, nodes[-1].outputs[0])
+        function = site_function(self._function)
+        model.functions[function.identifier()] = function
+        model.opset_imports[DOMAIN] = 1
+        return ir.passes.PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Count the sites anew."""
+        found = {node.metadata_props.get(SITE_KEY) for node in model.graph.all_nodes()}
+        missing = [site.name for site in self._sites if site.name not in found]
+        if missing:
+            raise ir.passes.PostconditionError(f"site {missing[0]} was not inserted")
+
+    def _scales(self, graph: ir.Graph, order: dict[ir.Node, int]) -> list[ir.Value]:
+        """One value per site, cut from the flat initializer."""
+        sizes = [site.channels for site in self._sites]
+        scales = _initializer(graph, SCALES, np.ones(sum(sizes), np.float32))
+        split = ir.node(
+            "Split",
+            [scales, _initializer(graph, f"{SCALES}.sizes", np.array(sizes, np.int64))],
+            num_outputs=len(sizes),
+            attributes={"axis": 0},
+            name=f"{SCALES}.split",
+        )
+        for site, value in zip(self._sites, split.outputs, strict=True):
+            value.name = f"{site.name}.scales"
+        graph.insert_before(next(iter(order)), split)
+        return list(split.outputs)
+
+    def _site_nodes(
+        self,
+        graph: ir.Graph,
+        site: Site,
+        tensor: ir.Value,
+        index: int,
+        codes: ir.Value,
+        scales: Sequence[ir.Value],
+    ) -> list[ir.Node]:
+        """The nodes of one site, the site itself last."""
+        shape = _initializer(
+            graph,
+            f"{site.name}.scale_shape",
+            np.array(site.broadcast_shape, np.int64).reshape(-1),
+        )
+        nodes = [ir.node("Reshape", [scales[index], shape], name=f"{site.name}.scale")]
+        nodes[0].outputs[0].name = f"{site.name}.scale"
+        operands = [tensor, nodes[0].outputs[0]]
+        fields = ANY_CODES if self._function == ANY_SITE else INTEGER_CODES
+        for field in fields:
+            position = 5 * index + GridCode._fields.index(field)
+            at = _initializer(graph, f"{site.name}.{field}.index", np.array(position, np.int64))
+            nodes.append(ir.node("Gather", [codes, at], name=f"{site.name}.{field}"))
+            nodes[-1].outputs[0].name = f"{site.name}.{field}"
+            operands.append(nodes[-1].outputs[0])
+        nodes.append(
+            ir.node(
+                self._function,
+                operands,
+                domain=DOMAIN,
+                name=f"{site.name}.site",
+                metadata_props={SITE_KEY: site.name},
+            )
+        )
+        output = nodes[-1].outputs[0]
+        output.name = f"{site.name}.quantized"
+        output.shape, output.type = tensor.shape, tensor.type
+        return nodes
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+    value = ir.val(name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(value)
+    return value
+
+
+def _with_nested(node: ir.Node) -> Iterator[ir.Node]:
+    """The node and every node of its subgraphs."""
+    yield node
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH:
+            yield from attribute.as_graph().all_nodes()
+        elif attribute.type is ir.AttributeType.GRAPHS:
+            for graph in attribute.as_graphs():
+                yield from graph.all_nodes()

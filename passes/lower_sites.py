@@ -1,0 +1,228 @@
+"""Turns searchable sites into standard QDQ nodes in the formats that were chosen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from onnx_fliqs.containers import Container, activation_container_of, container_of
+from onnx_fliqs.formats import (
+    Format,
+    IntFormat,
+    grid_code,
+    is_passthrough,
+    quantize,
+)
+from onnx_fliqs.passes.insert_search_sites import SITE_KEY
+from onnx_fliqs.site_functions import DOMAIN
+from onnx_fliqs.sites import FormatMap, ScaleTable, SearchSpace, Site
+from onnx_fliqs.targets import Target
+
+__all__ = ["LowerSitesPass"]
+
+
+class LowerSitesPass(ir.passes.InPlacePass):
+    """Replace every site by the nodes of its format; store weights as codes.
+
+    Before:  w_q = onnx_fliqs.SearchQDQ (w, scale, lo, hi, ...)
+             x_q = onnx_fliqs.SearchQDQ (x, scale, lo, hi, ...)
+    After:   w_q = DequantizeLinear (w_codes, scale)
+             x_codes = QuantizeLinear (x, scale)
+             x_q = DequantizeLinear (x_codes, scale)
+
+    Activations of fewer than 8 bits get a Clip in front and travel as 8-bit integers.
+    Minifloats without one keep the site's own arithmetic, inlined, and only their weights are
+    stored narrow. bf16 and fp16 become Casts; float32 disappears.
+
+    Requires: a model after ``InsertSearchSitesPass`` (otherwise there is nothing to do);
+        weights in initializers.
+    Ensures: no site and no ``onnx_fliqs`` function is left; signature unchanged; the outputs
+        equal the searchable graph's with these formats to within float rounding.
+    Idempotent: a model without sites is left alone.
+    """
+
+    def __init__(
+        self, space: SearchSpace, chosen: FormatMap, scales: ScaleTable, target: Target
+    ) -> None:
+        super().__init__()
+        self._space = space
+        self._chosen = chosen
+        self._scales = scales
+        self._target = target
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Lower the sites one by one, then inline."""
+        sites = {site.name: site for site in self._space.sites}
+        nodes = [node for node in model.graph if SITE_KEY in node.metadata_props]
+        if not nodes:
+            return ir.passes.PassResult(model, modified=False)
+        made: dict[tuple[Any, ...], ir.Value] = {}
+        for node in nodes:
+            self._lower(model.graph, node, sites[node.metadata_props[SITE_KEY]], made)
+        for cleanup in (common.InlinePass(), common.RemoveUnusedNodesPass()):
+            cleanup(model)
+        model.functions.clear()
+        model.opset_imports.pop(DOMAIN, None)
+        return ir.passes.PassResult(model, modified=True)
+
+    def ensures(self, model: ir.Model) -> None:
+        """No site is left."""
+        if any(node.domain == DOMAIN for node in model.graph.all_nodes()):
+            raise ir.passes.PostconditionError("a searchable site was not lowered")
+
+    def _lower(
+        self, graph: ir.Graph, node: ir.Node, site: Site, made: dict[tuple[Any, ...], ir.Value]
+    ) -> None:
+        fmt = self._space.site_format(site, self._chosen)
+        tensor = node.inputs[0]
+        assert tensor is not None  # noqa: S101 - a site always has its tensor
+        scale = self._space.site_scale(site, self._chosen, self._scales)
+        key = (tensor, fmt.name, scale.tobytes(), site.axis)
+        if fmt.name == "float32":
+            made[key] = tensor
+        elif key not in made:
+            build = _Builder(graph, node, site)
+            container = container_of(fmt) if site.is_weight else activation_container_of(fmt)
+            if site.is_weight:
+                made[key] = _weight(build, tensor, scale, fmt, container)
+            elif is_passthrough(fmt):
+                made[key] = _cast(build, tensor, fmt, container)
+            elif container.native or isinstance(fmt, IntFormat):
+                made[key] = self._activation(build, tensor, scale, fmt, container)
+            else:
+                _freeze_codes(build, node, scale, fmt)
+                made[key] = node.outputs[0]
+        if made[key] is not node.outputs[0]:
+            node.outputs[0].replace_all_uses_with(made[key])
+            graph.remove(node)
+        else:
+            node.metadata_props.clear()
+
+    def _activation(
+        self,
+        build: "_Builder",
+        tensor: ir.Value,
+        scale: npt.NDArray[np.float32],
+        fmt: Format,
+        container: Container,
+    ) -> ir.Value:
+        if not container.native:
+            ends = [np.float32(end) * scale[0] for end in (fmt.min, fmt.max)]
+            tensor = build(
+                "Clip",
+                [tensor, build.constant("lo", ends[0]), build.constant("hi", ends[1])],
+            )
+        dtype, zero = container.dtype, 0
+        if self._target.unsigned_container and dtype is ir.DataType.INT8:
+            dtype, zero = ir.DataType.UINT8, 128
+        operands = [build.constant("scale", scale[0])]
+        attributes: dict[str, int] = {}
+        if dtype in (ir.DataType.INT8, ir.DataType.UINT8):
+            # ONNX Runtime fuses 8-bit groups only when the zero point is spelled out.
+            operands.append(build.constant("zero_point", np.array(zero, dtype.numpy())))
+        else:
+            # With a zero point, ONNX Runtime (up to 1.31 at least) would drop a Relu in
+            # front of QuantizeLinear for every type but the 8- and 16-bit integers.
+            attributes["output_dtype"] = int(dtype)
+        codes = build("QuantizeLinear", [tensor, *operands], attributes)
+        return build("DequantizeLinear", [codes, *operands])
+
+
+class _Builder:
+    """Inserts nodes in front of a site's node, named after the site."""
+
+    def __init__(self, graph: ir.Graph, before: ir.Node, site: Site) -> None:
+        self._graph = graph
+        self._before = before
+        self.site = site
+
+    def __call__(
+        self, op_type: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None
+    ) -> ir.Value:
+        name = f"{self.site.name}.{op_type}"
+        node = ir.node(op_type, inputs, attributes or {}, name=name)
+        node.outputs[0].name = f"{name}.out"
+        self._graph.insert_before(self._before, node)
+        return node.outputs[0]
+
+    def constant(self, suffix: str, array: npt.ArrayLike | ir.Tensor) -> ir.Value:
+        """An initializer named after the site; the same name means the same content."""
+        name = f"{self.site.name}.{suffix}"
+        if name in self._graph.initializers:
+            return self._graph.initializers[name]
+        tensor = array if isinstance(array, ir.Tensor) else ir.tensor(array, name=name)
+        value = ir.val(name, const_value=tensor)
+        self._graph.register_initializer(value)
+        return value
+
+
+def _weight(
+    build: _Builder,
+    tensor: ir.Value,
+    scale: npt.NDArray[np.float32],
+    fmt: Format,
+    container: Container,
+) -> ir.Value:
+    """Codes in an initializer, and the node that reads them."""
+    assert tensor.const_value is not None  # noqa: S101 - weights are initializers
+    site = build.site
+    spread = scale.reshape(site.broadcast_shape)
+    numbers = quantize(tensor.const_value.numpy() / spread, fmt)
+    if is_passthrough(fmt):
+        numbers = np.clip(tensor.const_value.numpy(), *grid_code(fmt)[:2]).astype(np.float32)
+    codes = build.constant("codes", container.encode(numbers, f"{site.name}.codes"))
+    step = (scale / np.float32(container.multiplier)).astype(np.float32)
+    if container.dequantizes:
+        per_channel = site.axis is not None
+        operands = [codes, build.constant("scale", step if per_channel else step[0])]
+        if container.dtype is ir.DataType.INT8:
+            operands.append(
+                build.constant("zero_point", np.zeros(step.shape if per_channel else (), np.int8))
+            )
+        return build(
+            "DequantizeLinear", operands, {"axis": site.axis} if site.axis is not None else None
+        )
+    value = build("Cast", [codes], {"to": int(ir.DataType.FLOAT)})
+    if is_passthrough(fmt):
+        return value
+    return build("Mul", [value, build.constant("scale", step.reshape(site.broadcast_shape))])
+
+
+def _cast(build: _Builder, tensor: ir.Value, fmt: Format, container: Container) -> ir.Value:
+    """To the narrow float and back, saturating."""
+    code = grid_code(fmt)
+    clipped = build(
+        "Clip",
+        [
+            tensor,
+            build.constant("lo", np.float32(code.lo)),
+            build.constant("hi", np.float32(code.hi)),
+        ],
+    )
+    narrow = build("Cast", [clipped], {"to": int(container.dtype)})
+    wide = ir.node(
+        "Cast", [narrow], {"to": int(ir.DataType.FLOAT)}, name=f"{build.site.name}.Cast_back"
+    )
+    return _append(build, wide)
+
+
+def _append(build: _Builder, node: ir.Node) -> ir.Value:
+    node.outputs[0].name = f"{node.name}.out"
+    build._graph.insert_before(build._before, node)  # noqa: SLF001 - same module
+    return node.outputs[0]
+
+
+def _freeze_codes(
+    build: _Builder, node: ir.Node, scale: npt.NDArray[np.float32], fmt: Format
+) -> None:
+    """Give the site constants in place of the search's inputs; it is inlined afterwards."""
+    code = grid_code(fmt)._asdict()
+    node.replace_input_with(1, build.constant("scale", scale[0]))
+    fields: Callable[[ir.Value], str] = lambda value: str(value.name).rsplit(".", 1)[1]  # noqa: E731
+    for index, value in list(enumerate(node.inputs))[2:]:
+        assert value is not None  # noqa: S101 - sites have no optional inputs
+        field = fields(value)
+        node.replace_input_with(index, build.constant(f"{field}.code", np.float32(code[field])))
