@@ -12,17 +12,17 @@ from onnx_fliqs.errors import InfeasibleError
 
 __all__ = ["project"]
 
-LEAST_SPENT: Final = 0.98
-"""The served cost lies between this and 1 times the budget, where that is possible."""
+LEAST_SPENT: Final = (0.995, 0.98, 0.0)
+"""Least cost to be served as a share of the budget; the next where nothing lies above one."""
 _LEAST_PROBABILITY: Final = 1e-9
 
 
 def project(policy: Sequence[npt.NDArray[np.float64]], costs: CostTable) -> Choices:
     """Choose the assignment of the largest probability whose cost meets the budget.
 
-    Maximises sum_i log pi_i(a_i) subject to 0.98 <= sum_i cost_i(a_i) <= 1, an integer
-    program; the lower bound is dropped where nothing lies between. If the argmax of
-    every decision meets the budget, that is the result.
+    Maximises sum_i log pi_i(a_i) subject to 0.995 <= sum_i cost_i(a_i) <= 1, an integer
+    program; the lower bound is loosened to 0.98 and then dropped where nothing lies between.
+    If the argmax of every decision lies there, that is the result.
 
     Args:
         policy: Probabilities of the choices of each decision.
@@ -38,7 +38,8 @@ def project(policy: Sequence[npt.NDArray[np.float64]], costs: CostTable) -> Choi
     owner = np.repeat(np.arange(len(policy)), [len(p) for p in policy])
     one_each = LinearConstraint(np.equal.outer(np.arange(len(policy)), owner).astype(float), 1, 1)
     most = sum(float(row.max()) for row in costs)
-    for least in (min(LEAST_SPENT, most * (1 - 1e-9)), 0.0):
+    for share in LEAST_SPENT:
+        least = min(share, most * (1 - 1e-9))
         # 1e-9: a budget that one assignment meets exactly must not fail by rounding.
         spend = LinearConstraint(cost[None, :], least, 1 + 1e-9)
         found = milp(

@@ -1,0 +1,65 @@
+"""One-shot mixed-precision quantization search for ONNX models.
+
+The verbs of the command line, as functions::
+
+    import onnx_fliqs
+    from pathlib import Path
+
+    config = onnx_fliqs.SearchConfig(space="int-l", steps=500)
+    result = onnx_fliqs.search(Path("model.onnx"), Path("train.npz"), config)
+    result.save(Path("model.fliqs.onnx"))
+
+Names are looked up when they are used, so that importing the package loads neither ONNX nor ONNX
+Runtime.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+from onnx_fliqs._version import __version__
+
+if TYPE_CHECKING:
+    from onnx_fliqs.api import emit, evaluate, inspect, validate
+    from onnx_fliqs.assignment import Assignment
+    from onnx_fliqs.config import SearchConfig
+    from onnx_fliqs.cost import Budget, BudgetKind
+    from onnx_fliqs.data import Dataset
+    from onnx_fliqs.report import SearchResult
+    from onnx_fliqs.search import search
+
+__all__ = [
+    "Assignment",
+    "Budget",
+    "BudgetKind",
+    "Dataset",
+    "SearchConfig",
+    "SearchResult",
+    "__version__",
+    "emit",
+    "evaluate",
+    "inspect",
+    "search",
+    "validate",
+]
+
+_MODULES: Final = {
+    "Assignment": "assignment",
+    "Budget": "cost",
+    "BudgetKind": "cost",
+    "Dataset": "data",
+    "SearchConfig": "config",
+    "SearchResult": "report",
+    "emit": "api",
+    "evaluate": "api",
+    "inspect": "api",
+    "search": "search",
+    "validate": "api",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

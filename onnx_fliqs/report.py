@@ -1,0 +1,103 @@
+"""The result of a search, as data and as JSON."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnx_fliqs.assignment import Assignment
+from onnx_fliqs.cost import Cost
+from onnx_fliqs.model import atomic_write, save_model
+from onnx_fliqs.runtime import OptimizationLevel
+from onnx_fliqs.sites import Skipped
+from onnx_fliqs.verify import Verification
+
+__all__ = ["LayerReport", "SearchResult"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerReport:
+    """One layer of a result."""
+
+    name: str
+    op: str
+    format: str
+    bits: int
+    params: int
+    macs: int
+    share: float
+    """Of the BOPs of the whole network."""
+    trained: bool
+    simulated: bool
+    """Whether ONNX has no type for the format, so that it travels in a wider one."""
+    reason: str | None = None
+    """Why the weight was not trained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    """What a search, or an emission without one, gives back."""
+
+    model: ir.Model
+    """The graph to ship."""
+    assignment: Assignment
+    layers: tuple[LayerReport, ...]
+    skipped: tuple[Skipped, ...]
+    cost: Cost
+    metric: str
+    float_quality: float
+    """Of the float model, on the samples held out from the data."""
+    quantized_quality: float
+    """Of the emitted graph on the same samples, run at ``optimization_level``."""
+    verification: Verification
+    optimization_level: OptimizationLevel
+    """The highest level at which ONNX Runtime computes the graph right."""
+    steps: int
+    seconds: float
+    seed: int
+    entropy: float | None
+    """Mean entropy of the policy in nats when the assignment was fixed."""
+    warnings: tuple[str, ...]
+
+    def to_dict(self, output: Path | None = None, assignment: Path | None = None) -> dict[str, Any]:
+        """As JSON (schema 1)."""
+        return {
+            "schema": 1,
+            "output": None if output is None else str(output),
+            "assignment": None if assignment is None else str(assignment),
+            "target": self.assignment.target,
+            "layers": [asdict(layer) for layer in self.layers],
+            "skipped": [asdict(item) for item in self.skipped],
+            "cost": asdict(self.cost),
+            "quality": {
+                "metric": self.metric,
+                "float": self.float_quality,
+                "quantized": self.quantized_quality,
+            },
+            "verification": self.verification.to_dict(),
+            "optimization_level": self.optimization_level.value,
+            "policy_entropy": self.entropy,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "seed": self.seed,
+            "warnings": list(self.warnings),
+        }
+
+    def save(self, output: Path, assignment: Path | None = None) -> Path:
+        """Write the graph, and beside it the assignment; each appears whole or not at all.
+
+        Args:
+            output: The model file.
+            assignment: The JSON file; None: the output's name with ``.assignment.json``.
+
+        Returns:
+            The assignment's path.
+
+        Raises:
+            FliqsError: A file cannot be written.
+        """
+        assignment = assignment or output.with_suffix(".assignment.json")
+        save_model(self.model, output)
+        atomic_write(assignment, self.assignment.to_json().encode())
+        return assignment

@@ -1,0 +1,699 @@
+"""The one-shot search: weights and policy are trained together, then the policy is fixed.
+
+Three phases, by step:
+
+1. *delay*: formats are drawn uniformly and the weights train; the policy does not learn;
+2. *search*: formats are drawn from the policy, which learns from the loss of several draws on
+   held-out samples, under an entropy penalty that grows;
+3. *frozen*: the most probable assignment within the budget is fixed, and the weights train on it
+   alone. Its best weights on the held-out samples are what is served.
+
+Everything a step does is a function of its number, the seed and one :class:`SearchState`, so a
+search that continues from a checkpoint ends with the same bytes as one that never stopped.
+"""
+
+import enum
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_fliqs import controller as policy
+from onnx_fliqs.assignment import Assignment
+from onnx_fliqs.calibrate import activation_scales, blended, sample_values, weight_scales
+from onnx_fliqs.checkpoint import Checkpoint
+from onnx_fliqs.config import SearchConfig
+from onnx_fliqs.containers import container_of
+from onnx_fliqs.controller import Choices, ControllerState
+from onnx_fliqs.cost import (
+    Budget,
+    BudgetKind,
+    check_feasible,
+    cost_of,
+    cost_table,
+    reachable_bits,
+)
+from onnx_fliqs.data import Dataset, batch_indices, input_specs, load_npz, split
+from onnx_fliqs.emit import LEVEL_KEY, emit_graph
+from onnx_fliqs.errors import FliqsError, InterruptedSearchError
+from onnx_fliqs.evaluate import run_dataset, scored_output
+from onnx_fliqs.model import load_model
+from onnx_fliqs.objective import Objective, choose_objective, quality
+from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
+from onnx_fliqs.prepare import (
+    Prepared,
+    calibrate,
+    make_batch,
+    prepare,
+    synthetic_data,
+    with_weights,
+)
+from onnx_fliqs.projection import project
+from onnx_fliqs.report import LayerReport, SearchResult
+from onnx_fliqs.runtime import OptimizationLevel, load_training, make_session
+from onnx_fliqs.sites import Layer, ScaleTable, SearchSpace, SiteValues
+from onnx_fliqs.targets import Target, parse_target
+from onnx_fliqs.train_step import Batch, TrainState, TrainStep
+from onnx_fliqs.trainability import stopped_operators, trainable_parameters, why_frozen
+from onnx_fliqs.verify import verify_levels
+
+__all__ = ["Phase", "Progress", "search"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Scales: TypeAlias = dict[tuple[str, str], npt.NDArray[np.float32]]
+
+logger = logging.getLogger(__name__)
+
+_SYNTHETIC_SAMPLES: Final = 256
+_LARGEST_VALIDATION: Final = 2000
+_EVALUATION_BATCH: Final = 64
+_EVALUATIONS: Final = 5
+"""How often the frozen phase looks for its best weights."""
+_KEPT_SCALE: Final = 0.5
+"""Share of the old thresholds in the running ones."""
+_MOST_SKIPPED: Final = 20
+"""Steps in a row without a finite gradient after which a search gives up."""
+_WARM_UP: Final = 20
+_LEAST_RATE: Final = 0.05
+"""The learning rate at the end, as a share of the largest."""
+
+
+class Phase(enum.Enum):
+    """What a step is for."""
+
+    DELAY = "delay"
+    SEARCH = "search"
+    FROZEN = "frozen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a step reports."""
+
+    step: int
+    """1 for the first."""
+    steps: int
+    phase: Phase
+    loss: float
+    """Training loss of this step (NaN if nothing trains)."""
+    held_out: float
+    """Mean loss of the policy's draws on held-out samples; NaN outside the search phase."""
+    cost: float
+    """Expected cost as a share of the budget."""
+    entropy: float
+    """Mean entropy of the policy, in nats."""
+    quality: float | None
+    """Quality of the fixed assignment on the held-out samples, when it was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best weights and thresholds of the fixed assignment so far."""
+
+    quality: float
+    loss: float
+    """Loss on the held-out samples: decides among equals."""
+    weights: Mapping[str, Array]
+    scales: Scales
+
+
+@dataclass(frozen=True, slots=True)
+class SearchState:
+    """Everything that a step changes."""
+
+    step: int
+    """Steps done."""
+    train: TrainState
+    controller: ControllerState
+    scales: Scales
+    final: Choices | None = None
+    """The fixed assignment, once there is one."""
+    entropy: float = math.nan
+    """Of the policy when it was fixed."""
+    best: Best | None = None
+    skipped: int = 0
+    """Steps in a row whose gradient was not finite."""
+
+
+def search(
+    model: Path | ir.Model,
+    data: Path | Dataset | None = None,
+    config: SearchConfig | None = None,
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> SearchResult:
+    """Search a mixed-precision assignment and train the weights for it.
+
+    Args:
+        model: A float ONNX model; it is not changed.
+        data: Training samples (an ``.npz`` file or a data set), with or without labels. None:
+            synthetic inputs are made up, with a warning in the result.
+        config: Settings.
+        checkpoint: A folder for checkpoints; None: none are written. It is left in place;
+            remove it once the result is saved.
+        resume: Continue from the folder's checkpoint, if it has one.
+        progress: Called after every step.
+
+    Returns:
+        The emitted graph, verified in ONNX Runtime, and the report.
+
+    Raises:
+        ModelError: The model cannot be read or quantized (exit code 3).
+        DataError: The data does not fit the model.
+        InfeasibleError: The budget cannot be met (exit code 4).
+        VerificationError: The emitted graph computes something else (exit code 5).
+        InterruptedSearchError: The user pressed Ctrl-C; the checkpoint is written.
+        EnvironmentMissingError: There is no ONNX Runtime with training kernels.
+    """
+    config = config or SearchConfig()
+    load_training()
+    started = time.monotonic()
+    setup = _set_up(model, data, config)
+    store = None
+    if checkpoint is not None:
+        store = Checkpoint(checkpoint, setup.identity)
+        if not resume:
+            store.remove()
+    run = _Run(setup, store)
+    try:
+        state = run.loop(run.restore() if resume else run.initial(), progress)
+        return run.finish(state, started)
+    finally:
+        run.close()
+
+
+# --- preparation ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    config: SearchConfig
+    target: Target
+    prepared: Prepared
+    scales: Scales
+    budget: Budget
+    objective: Objective
+    train: Dataset
+    held_out: Dataset
+    identity: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+
+def _set_up(
+    source: Path | ir.Model, data: Path | Dataset | None, config: SearchConfig
+) -> _Setup:
+    target = parse_target(config.target)
+    formats = target.space(config.space)
+    model = load_model(source) if isinstance(source, Path) else source
+    fingerprint = hashlib.sha256(
+        ir.to_proto(model).SerializeToString(deterministic=True)
+    ).hexdigest()
+    warnings = []
+    dataset = load_npz(data, input_specs(model)) if isinstance(data, Path) else data
+    prepared = prepare(model, dataset, target, formats)
+    budget = config.budget or _default_budget(prepared.space, target)
+    check_feasible(prepared.space, budget)
+    if dataset is None:
+        dataset = synthetic_data(prepared.canonical, _SYNTHETIC_SAMPLES, config.seed)
+        warnings.append(
+            "no data was given: thresholds, weights and quality rest on made-up inputs;"
+            " pass --data for a model to ship"
+        )
+    train, held_out = split(dataset, _validation_share(len(dataset), config), config.seed)
+    prepared, scales = calibrate(prepared, train, config.seed)
+    objective = _objective(prepared, train, config)
+    outputs = objective.outputs
+    prepared = _mark_frozen(prepared, outputs)
+    identity = {
+        "model": fingerprint,
+        "data": dataset.fingerprint(),
+        "settings": _settings(config, budget),
+    }
+    return _Setup(
+        config,
+        target,
+        prepared,
+        scales,
+        budget,
+        objective,
+        train,
+        held_out,
+        identity,
+        tuple(warnings),
+    )
+
+
+def _settings(config: SearchConfig, budget: Budget) -> dict[str, Any]:
+    """The settings that change the result, as JSON values."""
+    settings = asdict(config)
+    settings["budget"] = str(budget)
+    settings["controller"]["cost"] = config.controller.cost.value
+    settings["workers"] = config.threads
+    del settings["checkpoint_every"]
+    return settings
+
+
+def _validation_share(samples: int, config: SearchConfig) -> float:
+    return min(config.validation, _LARGEST_VALIDATION / samples)
+
+
+def _default_budget(space: SearchSpace, target: Target) -> Budget:
+    """The target's bits, as far as the space reaches."""
+    low, high = reachable_bits(space)
+    return Budget(BudgetKind.BITS, min(max(target.default_bits, low), high))
+
+
+def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Objective:
+    """Choose the loss by a look at the float model's outputs; check the labels against it."""
+    size = train.fixed_batch or min(_EVALUATION_BATCH, len(train))
+    sample = train.take(np.arange(size) % len(train))
+    session = make_session(ir.to_proto(prepared.canonical).SerializeToString())
+    names = [
+        str(v.name)
+        for v in prepared.canonical.graph.outputs
+        if v.dtype is ir.DataType.FLOAT
+    ]
+    teacher = run_dataset(session, sample, names) if names else {}
+    labelled = train.labels is not None and config.loss in ("auto", "cross-entropy")
+    if labelled:
+        scored_output(teacher, replace(sample, labels=train.labels[:1]) if False else sample)
+    return choose_objective(
+        prepared.canonical,
+        teacher,
+        labelled=labelled,
+        distillation=config.distillation,
+        loss=config.loss,
+    )
+
+
+def _mark_frozen(prepared: Prepared, outputs: tuple[str, ...]) -> Prepared:
+    """Note on each layer why its weight will not be trained."""
+    reasons = why_frozen(prepared.canonical, prepared.space.layers, outputs)
+    layers = tuple(
+        replace(layer, frozen=reasons.get(layer.name)) for layer in prepared.space.layers
+    )
+    return replace(prepared, space=replace(prepared.space, layers=layers))
+
+
+# --- the loop ------------------------------------------------------------------------------
+
+
+class _Run:
+    """The sessions of one search, and its step as a function of a SearchState."""
+
+    def __init__(self, setup: _Setup, store: Checkpoint | None) -> None:
+        config, space = setup.config, setup.prepared.space
+        self._setup = setup
+        self._store = store
+        self._space = space
+        self._delay = round(config.delay * config.steps)
+        self._freeze = min(round(config.freeze * config.steps), config.steps - 1)
+        limit = setup.budget.limit(space)
+        self._costs = tuple(row / limit for row in cost_table(space, setup.budget.kind))
+        self._parts = _part_sizes(setup.train, config)
+        searchable = setup.prepared.canonical.clone()
+        InsertSearchSitesPass(space)(searchable)
+        outputs = setup.objective.outputs
+        self._step = TrainStep(
+            searchable,
+            objective=setup.objective,
+            parameters=trainable_parameters(setup.prepared.canonical, outputs),
+            stopped=stopped_operators(setup.prepared.canonical, outputs),
+            teacher=ir.to_proto(setup.prepared.canonical).SerializeToString(),
+            shares=[size / sum(self._parts) for size in self._parts],
+            workers=config.threads,
+        )
+        self._held_out = _batches(setup.held_out, _EVALUATION_BATCH)
+        self._teacher = self._step.teacher_outputs(self._held_out)
+
+    def close(self) -> None:
+        self._step.close()
+
+    def initial(self) -> SearchState:
+        """Before the first step: calibrated thresholds, a uniform policy."""
+        sizes = [len(self._space.formats)] * len(self._space.layers)
+        return SearchState(
+            0, self._step.initial(), policy.initial(sizes), self._setup.scales
+        )
+
+    def loop(
+        self, state: SearchState, progress: Callable[[Progress], None] | None
+    ) -> SearchState:
+        """Run the remaining steps; on Ctrl-C, write a checkpoint and stop."""
+        config = self._setup.config
+        try:
+            while state.step < config.steps:
+                state, report = self._advance(state)
+                if state.step % config.checkpoint_every == 0:
+                    self._save(state)
+                if progress is not None:
+                    progress(report)
+        except KeyboardInterrupt:
+            self._save(state)
+            raise InterruptedSearchError(
+                f"stopped after {state.step} of {config.steps} steps"
+            ) from None
+        return state
+
+    def _advance(self, state: SearchState) -> tuple[SearchState, Progress]:
+        config, step = self._setup.config, state.step
+        if step == self._freeze:
+            state = self._fix(state)
+        if step % config.refresh == 0 and step > 0:
+            state = replace(state, scales=self._rescale(state))
+        phase = self._phase(step)
+        rng = np.random.default_rng([config.seed, step, 0])
+        choices = state.final if state.final is not None else self._draw(state, phase, rng)
+        state, loss = self._train(state, choices)
+        held_out = math.nan
+        if phase is Phase.SEARCH:
+            controller, held_out = self._learn(state, rng)
+            state = replace(state, controller=controller)
+        state = replace(state, step=step + 1)
+        measured = None
+        if phase is Phase.FROZEN and self._is_evaluation(state.step):
+            state, measured = self._measure(state)
+        return state, Progress(
+            step=state.step,
+            steps=config.steps,
+            phase=phase,
+            loss=loss,
+            held_out=held_out,
+            cost=self._expected_cost(state),
+            entropy=policy.entropy(state.controller) if state.final is None else state.entropy,
+            quality=measured,
+        )
+
+    def _phase(self, step: int) -> Phase:
+        if step >= self._freeze:
+            return Phase.FROZEN
+        return Phase.DELAY if step < self._delay else Phase.SEARCH
+
+    def _is_evaluation(self, step: int) -> bool:
+        steps = self._setup.config.steps
+        every = max(1, (steps - self._freeze) // _EVALUATIONS)
+        return (steps - step) % every == 0
+
+    def _expected_cost(self, state: SearchState) -> float:
+        if state.final is not None:
+            return float(sum(r[c] for r, c in zip(self._costs, state.final, strict=True)))
+        return policy.expected_cost(state.controller, self._costs)
+
+    def _draw(self, state: SearchState, phase: Phase, rng: np.random.Generator) -> Choices:
+        if phase is Phase.DELAY:
+            return tuple(int(rng.integers(len(row))) for row in self._costs)
+        return policy.sample(state.controller, rng)
+
+    def _values(self, choices: Choices, scales: ScaleTable) -> SiteValues:
+        return self._space.values(self._formats(choices), scales)
+
+    def _formats(self, choices: Choices) -> dict[str, Any]:
+        formats = self._space.formats
+        return {
+            layer.name: formats[choice]
+            for layer, choice in zip(self._space.layers, choices, strict=True)
+        }
+
+    def _train(self, state: SearchState, choices: Choices) -> tuple[SearchState, float]:
+        """One step on the weights; nothing where nothing trains."""
+        config, step = self._setup.config, state.step
+        if not state.train.parameters:
+            return state, math.nan
+        data = self._setup.train
+        indices = batch_indices(len(data), sum(self._parts), step, config.seed)
+        parts = [
+            make_batch(data, rows)
+            for rows in np.split(indices, np.cumsum(self._parts)[:-1])
+        ]
+        values = self._values(choices, state.scales)
+        train, report = self._step.step(state.train, parts, values, self._rate(step))
+        skipped = 0 if report.applied else state.skipped + 1
+        if not report.applied:
+            logger.warning("step %d: the gradient is not finite; skipped", step + 1)
+        if skipped >= _MOST_SKIPPED:
+            raise FliqsError(
+                f"training diverged: no finite gradient for {skipped} steps in a row;"
+                " try a smaller --learning-rate"
+            )
+        return replace(state, train=train, skipped=skipped), report.loss
+
+    def _rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to a twentieth."""
+        config = self._setup.config
+        warm = min(1.0, (step + 1) / min(_WARM_UP, config.steps))
+        cosine = (1 + math.cos(math.pi * step / config.steps)) / 2
+        return config.learning_rate * warm * (_LEAST_RATE + (1 - _LEAST_RATE) * cosine)
+
+    def _learn(
+        self, state: SearchState, rng: np.random.Generator
+    ) -> tuple[ControllerState, float]:
+        """One step on the policy, from several draws on the same held-out batch."""
+        config, data = self._setup.config, self._setup.held_out
+        size = data.fixed_batch or min(config.held_out_batch, len(data))
+        indices = batch_indices(len(data), size, state.step, config.seed + 1)
+        draws = [policy.sample(state.controller, rng) for _ in range(config.draws)]
+        losses = self._step.losses(
+            state.train,
+            make_batch(data, indices),
+            [self._values(draw, state.scales) for draw in draws],
+        )
+        progress = (state.step - self._delay) / max(1, self._freeze - self._delay)
+        controller = policy.update(
+            state.controller,
+            draws,
+            [-loss for loss in losses],
+            self._costs,
+            progress,
+            config.controller,
+        )
+        return controller, float(np.mean(losses))
+
+    def _fix(self, state: SearchState) -> SearchState:
+        """Fix the assignment, and take the weights as they were before training as the first
+        candidate: training must beat them."""
+        final = project(policy.probabilities(state.controller), self._costs)
+        fixed = replace(state, final=final, entropy=policy.entropy(state.controller))
+        untrained = replace(fixed, train=self._step.initial(), scales=self._setup.scales)
+        return replace(fixed, best=self._measure(untrained)[0].best)
+
+    def _measure(self, state: SearchState) -> tuple[SearchState, float]:
+        """Quality of the fixed assignment on the held-out samples; remembers the best."""
+        assert state.final is not None  # noqa: S101 - only called once it is fixed
+        values = self._values(state.final, state.scales)
+        outputs = self._step.outputs(state.train, self._held_out, values)
+        count = len(self._setup.held_out)
+        metric = self._setup.objective.metric
+        value = quality(
+            metric,
+            {name: array[:count] for name, array in outputs.items()},
+            labels=self._setup.held_out.labels,
+            teacher={name: array[:count] for name, array in self._teacher.items()},
+        )
+        losses = [
+            self._step.losses(state.train, batch, [values])[0] for batch in self._held_out[:8]
+        ]
+        loss = float(np.mean(losses))
+        best = state.best
+        if best is None or (value, -loss) >= (best.quality, -best.loss):
+            weights = {name: v.numpy() for name, v in state.train.parameters.items()}
+            best = Best(value, loss, weights, state.scales)
+        return replace(state, best=best), value
+
+    def _rescale(self, state: SearchState) -> Scales:
+        """Thresholds that follow the weights, and running ones for the activations."""
+        space, config = self._space, self._setup.config
+        constants = self._setup.prepared.canonical.graph.initializers
+        weights = {
+            site.tensor: state.train.parameters[site.tensor].numpy()
+            if site.tensor in state.train.parameters
+            else constants[site.tensor].const_value.numpy()  # type: ignore[union-attr]
+            for site in space.sites
+            if site.is_weight
+        }
+        choices = state.final or policy.most_probable(state.controller)
+        names = [site.tensor for site in space.sites if not site.is_weight]
+        batch = _batches(self._setup.train, _EVALUATION_BATCH)[0]
+        seen = self._step.observe(
+            state.train, batch, self._values(choices, state.scales), list(dict.fromkeys(names))
+        )
+        samples = sample_values([seen], 1, config.seed)
+        running = blended(state.scales, activation_scales(space, samples), _KEPT_SCALE)
+        return running | weight_scales(space, weights, config.seed)
+
+    # --- checkpoints -----------------------------------------------------------------------
+
+    def _save(self, state: SearchState) -> None:
+        if self._store is not None:
+            self._store.write(_to_arrays(state))
+
+    def restore(self) -> SearchState:
+        """The state of the checkpoint, or the initial one if there is none."""
+        arrays = self._store.read() if self._store is not None else None
+        if arrays is None:
+            return self.initial()
+        return _from_arrays(arrays, self._step)
+
+    # --- the end ---------------------------------------------------------------------------
+
+    def finish(self, state: SearchState, started: float) -> SearchResult:
+        """Emit the best weights, verify the graph and measure it."""
+        setup, best = self._setup, state.best
+        assert state.final is not None and best is not None  # noqa: S101, PT018 - after the loop
+        chosen = self._formats(state.final)
+        canonical = with_weights(setup.prepared.canonical, best.weights)
+        graph = emit_graph(canonical, self._space, chosen, best.scales, setup.target)
+        served = self._step.restore(
+            {
+                **state.train.arrays(),
+                **{f"parameter/{name}": array for name, array in best.weights.items()},
+            }
+        )
+        values = self._space.values(chosen, best.scales)
+        sample = self._held_out[:2]
+        names = setup.objective.outputs
+        searched = [self._step.outputs(served, [batch], values) for batch in sample]
+        verification = verify_levels(graph, [dict(b.inputs) for b in sample], searched)
+        level = verification.level
+        warnings = list(setup.warnings)
+        if level is not OptimizationLevel.DEFAULT:
+            graph.metadata_props[LEVEL_KEY] = level.value
+            warnings.append(
+                f"ONNX Runtime computes this graph right up to the optimisation level"
+                f" {level.value!r} ({verification.why()})"
+            )
+        session = make_session(ir.to_proto(graph).SerializeToString(), level=level)
+        count = len(setup.held_out)
+        teacher = {name: array[:count] for name, array in self._teacher.items()}
+        measure = {
+            "labels": setup.held_out.labels,
+            "teacher": teacher,
+        }
+        outputs = run_dataset(session, setup.held_out, names)
+        metric = setup.objective.metric
+        return SearchResult(
+            model=graph,
+            assignment=Assignment(
+                {name: fmt.name for name, fmt in chosen.items()}, setup.target.name
+            ),
+            layers=layer_reports(self._space, chosen),
+            skipped=self._space.skipped,
+            cost=cost_of(self._space, chosen),
+            metric=metric.value,
+            float_quality=quality(metric, teacher, **measure),  # type: ignore[arg-type]
+            quantized_quality=quality(metric, outputs, **measure),  # type: ignore[arg-type]
+            verification=verification,
+            optimization_level=level,
+            steps=setup.config.steps,
+            seconds=time.monotonic() - started,
+            seed=setup.config.seed,
+            entropy=state.entropy,
+            warnings=tuple(warnings),
+        )
+
+
+def layer_reports(space: SearchSpace, chosen: Mapping[str, Any]) -> tuple[LayerReport, ...]:
+    """The table of a result."""
+    total = cost_of(space, chosen).bops
+
+    def report(layer: Layer) -> LayerReport:
+        fmt = chosen[layer.name]
+        return LayerReport(
+            name=layer.name,
+            op=layer.op_type,
+            format=fmt.name,
+            bits=fmt.bits,
+            params=layer.params,
+            macs=layer.macs,
+            share=layer.macs * fmt.bits**2 / total if total else 0.0,
+            trained=layer.frozen is None and layer.weight is not None,
+            simulated=not container_of(fmt).native,
+            reason=layer.frozen,
+        )
+
+    return tuple(report(layer) for layer in space.layers)
+
+
+def _part_sizes(data: Dataset, config: SearchConfig) -> list[int]:
+    """How a training batch is cut: one part per worker, or as the model's batch size says."""
+    fixed = data.fixed_batch
+    if fixed is not None:
+        return [fixed] * max(1, round(config.batch_size / fixed))
+    batch = min(config.batch_size, len(data))
+    count = min(config.threads, batch)
+    return [len(part) for part in np.array_split(np.arange(batch), count)]
+
+
+def _batches(data: Dataset, size: int) -> list[Batch]:
+    """The whole data set; a fixed batch size is filled up with repetitions of the last."""
+    size = data.fixed_batch or size
+    rows = [np.arange(start, start + size) for start in range(0, len(data), size)]
+    if data.fixed_batch is None:
+        rows[-1] = rows[-1][rows[-1] < len(data)]
+    return [make_batch(data, np.minimum(row, len(data) - 1)) for row in rows]
+
+
+# --- state as arrays -----------------------------------------------------------------------
+
+
+def _to_arrays(state: SearchState) -> dict[str, Array]:
+    arrays: dict[str, Array] = {
+        "step": np.int64(state.step),
+        "skipped": np.int64(state.skipped),
+        "entropy": np.float64(state.entropy),
+        **{f"train/{name}": array for name, array in state.train.arrays().items()},
+        **{f"controller/{name}": array for name, array in state.controller.arrays().items()},
+        **_scale_arrays("scales", state.scales),
+    }
+    if state.final is not None:
+        arrays["final"] = np.array(state.final, np.int64)
+    if state.best is not None:
+        arrays |= {
+            "best": np.array([state.best.quality, state.best.loss]),
+            **{f"best_weights/{name}": a for name, a in state.best.weights.items()},
+            **_scale_arrays("best_scales", state.best.scales),
+        }
+    return arrays
+
+
+def _from_arrays(arrays: Mapping[str, Array], step: TrainStep) -> SearchState:
+    best = None
+    if "best" in arrays:
+        value, loss = map(float, arrays["best"])
+        best = Best(
+            value, loss, _below("best_weights", arrays), _scales_below("best_scales", arrays)
+        )
+    return SearchState(
+        step=int(arrays["step"]),
+        train=step.restore(_below("train", arrays)),
+        controller=ControllerState.from_arrays(_below("controller", arrays)),
+        scales=_scales_below("scales", arrays),
+        final=tuple(map(int, arrays["final"])) if "final" in arrays else None,
+        entropy=float(arrays["entropy"]),
+        best=best,
+        skipped=int(arrays["skipped"]),
+    )
+
+
+def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    start = f"{prefix}/"
+    return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+
+
+def _scale_arrays(prefix: str, scales: ScaleTable) -> dict[str, Array]:
+    """Format first: a site's name may hold any character."""
+    return {f"{prefix}/{fmt}/{site}": array for (site, fmt), array in scales.items()}
+
+
+def _scales_below(prefix: str, arrays: Mapping[str, Array]) -> Scales:
+    pairs = ((name.split("/", 1), array) for name, array in _below(prefix, arrays).items())
+    return {(site, fmt): array for (fmt, site), array in pairs}
