@@ -23,7 +23,7 @@ class Assignment:
     target: str = "generic"
 
     def to_json(self) -> str:
-        """Serialize; the same assignment always gives the same text."""
+        """Serialize; the same layers in the same order always give the same text."""
         content = {"schema": _SCHEMA, "target": self.target, "layers": dict(self.layers)}
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
@@ -40,9 +40,11 @@ class Assignment:
         """
         try:
             content: Any = json.loads(text)
-        except json.JSONDecodeError as error:
+        # ValueError: also a number of thousands of digits.
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{source} is not JSON: {error}") from None
-        if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
+        schema = content.get("schema") if isinstance(content, dict) else None
+        if isinstance(schema, bool) or schema != _SCHEMA:
             raise ConfigError(f"{source} is not an assignment of schema {_SCHEMA}")
         layers, target = content.get("layers"), content.get("target", "generic")
         if not isinstance(layers, dict) or not isinstance(target, str):
@@ -50,7 +52,10 @@ class Assignment:
         for name, fmt in layers.items():
             if not isinstance(fmt, str):
                 raise ConfigError(f"{source}: the format of layer {name!r} is not a string")
-            parse_format(fmt)
+            try:
+                parse_space(fmt)
+            except ConfigError as error:
+                raise ConfigError(f"{source}: layer {name!r}: {error}") from None
         return cls(layers, target)
 
     @classmethod

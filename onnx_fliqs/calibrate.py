@@ -17,8 +17,8 @@ from onnx_fliqs.runtime import make_session
 from onnx_fliqs.sites import ScaleTable, SearchSpace, Site
 
 __all__ = [
-    "activation_scales",
     "Observer",
+    "activation_scales",
     "blended",
     "least_squares_scales",
     "sample_values",
@@ -37,8 +37,8 @@ _WEIGHT_SAMPLE: Final = 512
 _SMALLEST_SCALE: Final = 1e-12
 """Keeps t = x / scale finite for tensors of zeros."""
 _SMALLEST_CHANNEL: Final = 2.0**-14
-"""Least scale of a channel as a share of its tensor's largest: a dead channel must not make the
-int32 code of its bias overflow."""
+"""Least scale of a channel as a share of its tensor's largest: a dead channel must not make
+the int32 code of its bias overflow."""
 
 
 def least_squares_scales(values: Array, fmt: Format) -> Array:
@@ -55,11 +55,15 @@ def least_squares_scales(values: Array, fmt: Format) -> Array:
     best_share, best_error = _search(values, fmt, largest, _COARSE[:, None])
     fine_share, fine_error = _search(values, fmt, largest, _FINE[:, None] * best_share)
     share = np.where(fine_error < best_error, fine_share, best_share)
-    return np.maximum(share * largest / fmt.max, _SMALLEST_SCALE).astype(np.float32)
+    scale: Array = np.maximum(share * largest / fmt.max, _SMALLEST_SCALE).astype(np.float32)
+    return scale
 
 
 def _search(
-    values: Array, fmt: Format, largest: npt.NDArray[np.float64], shares: npt.NDArray[np.float64]
+    values: Array,
+    fmt: Format,
+    largest: npt.NDArray[np.float64],
+    shares: npt.NDArray[np.float64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The best of some shares, per row, and its squared error."""
     best = np.ones_like(largest)

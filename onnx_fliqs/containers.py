@@ -27,7 +27,7 @@ class Container:
     multiplier: float = 1.0
     """Code = number of the format * multiplier, a power of two."""
 
-    def encode(self, numbers: npt.NDArray[np.float32], name: str) -> ir.Tensor:
+    def encode(self, numbers: npt.NDArray[np.float32], name: str) -> ir.TensorProtocol:
         """Turn numbers of the format into a stored tensor; exact."""
         scaled = numbers * np.float32(self.multiplier)
         return ir.Tensor(scaled.astype(self.dtype.numpy()), dtype=self.dtype, name=name)

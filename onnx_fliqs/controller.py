@@ -17,8 +17,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.cost import CostTable
+from onnx_fliqs.errors import ConfigError
 
 __all__ = [
     "Choices",
@@ -75,7 +75,9 @@ class ControllerConfig:
         if self.beta >= 0:
             raise ConfigError(f"beta must be negative, got {self.beta:g}")
         if self.learning_rate <= 0:
-            raise ConfigError(f"controller learning rate must be positive, got {self.learning_rate:g}")
+            raise ConfigError(
+                f"controller learning rate must be positive, got {self.learning_rate:g}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,11 @@ class ControllerState:
         """The state as arrays, for a checkpoint."""
         rows = {"logits": self.logits, "first": self.first, "second": self.second}
         return {
-            **{f"{name}/{i}": row for name, value in rows.items() for i, row in enumerate(value)},
+            **{
+                f"{name}/{i}": row
+                for name, value in rows.items()
+                for i, row in enumerate(value)
+            },
             "scalars": np.array([self.baseline, self.spread, self.multiplier]),
             "updates": np.int64(self.updates),
         }
@@ -114,9 +120,7 @@ class ControllerState:
             for name in ("logits", "first", "second")
         )
         baseline, spread, multiplier = map(float, arrays["scalars"])
-        return cls(
-            logits, first, second, baseline, spread, multiplier, int(arrays["updates"])
-        )
+        return cls(logits, first, second, baseline, spread, multiplier, int(arrays["updates"]))
 
 
 def initial(sizes: Sequence[int]) -> ControllerState:
@@ -229,7 +233,9 @@ def _advantages(
         return rewards, state
     mean = float(rewards.mean())
     decay = config.baseline_decay
-    baseline = mean if math.isnan(state.baseline) else decay * state.baseline + (1 - decay) * mean
+    baseline = (
+        mean if math.isnan(state.baseline) else decay * state.baseline + (1 - decay) * mean
+    )
     if len(rewards) > 1:  # leave-one-out
         raw = (rewards - mean) * len(rewards) / (len(rewards) - 1)
     else:

@@ -26,6 +26,8 @@ CostTable: TypeAlias = tuple[npt.NDArray[np.float64], ...]
 """For each layer, the cost of each of its formats."""
 
 _INT8_BITS: Final = 8
+_ROUNDING: Final = 1e-10
+"""Relative error of float arithmetic on budgets, with room to spare."""
 
 
 class BudgetKind(enum.Enum):
@@ -55,17 +57,13 @@ class Budget:
 
     def limit(self, space: SearchSpace) -> float:
         """The bound in the unit of :func:`cost_table`."""
-        if self.kind is BudgetKind.SIZE:
-            return self.value * sum(layer.params for layer in space.layers) * _INT8_BITS / 8
-        macs = sum(layer.macs for layer in space.layers)
-        if self.kind is BudgetKind.BITS:
-            return self.value**2 * macs
-        return self.value * macs * _INT8_BITS**2
+        power = 2 if self.kind is BudgetKind.BITS else 1
+        return math.prod([self.value] * power) * _unit(space, self.kind)
 
     def stated(self, space: SearchSpace, cost: float) -> float:
         """A cost of :func:`cost_table`, restated in the unit of the budget."""
-        share = cost / self.limit(space)
-        return self.value * (math.sqrt(share) if self.kind is BudgetKind.BITS else share)
+        share = cost / _unit(space, self.kind)
+        return math.sqrt(share) if self.kind is BudgetKind.BITS else share
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +78,14 @@ class Cost:
     """Bytes of all quantized weights, densely packed."""
     relative_to_int8: float
     """BOPs as a fraction of uniform int8's."""
+
+
+def _unit(space: SearchSpace, kind: BudgetKind) -> int:
+    """What a budget of 1 is in the unit of :func:`cost_table`."""
+    if kind is BudgetKind.SIZE:
+        return sum(layer.params for layer in space.layers) * _INT8_BITS // 8
+    macs = sum(layer.macs for layer in space.layers)
+    return macs if kind is BudgetKind.BITS else macs * _INT8_BITS**2
 
 
 def cost_table(space: SearchSpace, kind: BudgetKind) -> CostTable:
@@ -107,21 +113,32 @@ def check_feasible(space: SearchSpace, budget: Budget) -> None:
     """Refuse a budget that no assignment meets.
 
     Raises:
+        ConfigError: The model has nothing that such a budget counts.
         InfeasibleError: The message names the range that can be reached.
     """
+    if not _unit(space, budget.kind):
+        counted = "weights" if budget.kind is BudgetKind.SIZE else "multiplications"
+        raise ConfigError(f"budget {budget} bounds nothing: no layer has {counted}")
     table = cost_table(space, budget.kind)
     low, high = (budget.stated(space, sum(pick(row) for row in table)) for pick in (min, max))
-    # A budget typed with the digits of the message must be accepted.
-    if budget.value < low * (1 - 1e-3):
+    if budget.value < low * (1 - _ROUNDING):
         raise InfeasibleError(
             f"budget {budget} cannot be met: with {_names(space.formats)} this model reaches"
-            f" --{budget.kind.value} {low:.4g} to {high:.4g}"
+            f" --{budget.kind.value} {_rounded_up(low)} to {high:.4g}"
         )
 
 
 def reachable_bits(space: SearchSpace) -> tuple[float, float]:
     """The smallest and largest effective bits."""
     return float(space.formats[0].bits), float(space.formats[-1].bits)
+
+
+def _rounded_up(value: float) -> str:
+    """Four digits, never less than the value: a budget typed with them must be met."""
+    text = f"{value:.4g}"
+    if float(text) < value * (1 - _ROUNDING):
+        text = f"{value + 10.0 ** (math.floor(math.log10(value)) - 3) / 2:.4g}"
+    return text
 
 
 def _names(formats: Sequence[Format]) -> str:

@@ -1,22 +1,105 @@
 """From an assignment and trained weights to the graph that is shipped."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnx_fliqs._version import __version__
-from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
+from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
 from onnx_fliqs.passes.lower_sites import LowerSitesPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
-from onnx_fliqs.runtime import OptimizationLevel
+from onnx_fliqs.runtime import OptimizationLevel, make_session
 from onnx_fliqs.sites import FormatMap, ScaleTable, SearchSpace
 from onnx_fliqs.targets import Target
+from onnx_fliqs.verify import Verification, verify_levels
 
-__all__ = ["LEVEL_KEY", "TARGET_KEY", "emit_graph", "required_level"]
+__all__ = [
+    "LEVEL_KEY",
+    "TARGET_KEY",
+    "Emitted",
+    "emit",
+    "emit_graph",
+    "required_level",
+    "simulate",
+]
 
-LEVEL_KEY = "onnx_fliqs.optimization_level"
+Array: TypeAlias = npt.NDArray[Any]
+
+LEVEL_KEY: Final = "onnx_fliqs.optimization_level"
 """Metadata: the highest optimisation level at which ONNX Runtime computes the graph right."""
-TARGET_KEY = "onnx_fliqs.target"
+TARGET_KEY: Final = "onnx_fliqs.target"
 """Metadata: the target that the graph was emitted for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """A graph to ship, and what was found out about it."""
+
+    graph: ir.Model
+    verification: Verification
+    level: OptimizationLevel
+    """The highest level at which ONNX Runtime computes the graph right."""
+    warnings: tuple[str, ...]
+
+
+def emit(
+    canonical: ir.Model,
+    space: SearchSpace,
+    chosen: FormatMap,
+    scales: ScaleTable,
+    target: Target,
+    batches: Sequence[Mapping[str, Array]],
+) -> Emitted:
+    """Emit a graph and verify it against the searchable network.
+
+    Args:
+        canonical: The canonical model with the weights to ship; it is not changed.
+        space: Its layers and sites.
+        chosen: A format for every layer.
+        scales: Scales for every site in the format it takes.
+        target: The dialect.
+        batches: Feeds to compare on.
+
+    Raises:
+        VerificationError: The graph does not compute what was searched.
+    """
+    graph = emit_graph(canonical, space, chosen, scales, target)
+    searched = simulate(canonical, space, chosen, scales, batches)
+    verification = verify_levels(graph, batches, searched)
+    level = verification.level
+    warnings: tuple[str, ...] = ()
+    if level is not OptimizationLevel.DEFAULT:
+        graph.metadata_props[LEVEL_KEY] = level.value
+        warnings = (
+            f"run this graph at ONNX Runtime's optimisation level {level.value!r}: at higher"
+            f" levels it does not compute it right ({verification.why()})",
+        )
+    return Emitted(graph, verification, level, warnings)
+
+
+def simulate(
+    canonical: ir.Model,
+    space: SearchSpace,
+    chosen: FormatMap,
+    scales: ScaleTable,
+    batches: Sequence[Mapping[str, Array]],
+) -> list[dict[str, Array]]:
+    """The outputs of the searchable network under an assignment, batch by batch."""
+    model = canonical.clone()
+    InsertSearchSitesPass(space)(model)
+    values = space.values(chosen, scales)
+    initializers = model.graph.initializers
+    initializers[CODES].const_value = ir.tensor(values.codes.reshape(-1), name=CODES)
+    initializers[SCALES].const_value = ir.tensor(values.scales, name=SCALES)
+    session = make_session(
+        ir.to_proto(model).SerializeToString(), level=OptimizationLevel.NONE
+    )
+    names = [value.name for value in session.get_outputs()]
+    return [dict(zip(names, session.run(names, dict(f)), strict=True)) for f in batches]
 
 
 def emit_graph(

@@ -105,7 +105,7 @@ def evaluate_model(
         scores = scored_output(outputs, dataset)
         value = quality(Metric.ACCURACY, scores, labels=dataset.labels)
         return Evaluation(Metric.ACCURACY, value, len(dataset), used)
-    assert against is not None  # noqa: S101 - checked above
+    assert against is not None
     reference = run_dataset(open_session(against)[0], dataset, names)
     objective = choose_objective(against, reference, labelled=False, distillation=1.0)
     value = quality(objective.metric, outputs, teacher=reference)
@@ -122,7 +122,7 @@ def scored_output(outputs: Mapping[str, Array], dataset: Dataset) -> dict[str, A
     if found is None:
         raise DataError("labels were given, but no output has the shape [N, classes]")
     name, scores = found
-    assert dataset.labels is not None  # noqa: S101 - the callers checked
+    assert dataset.labels is not None
     expected = (len(dataset), *scores.shape[2:])
     if dataset.labels.shape != expected:
         raise DataError(

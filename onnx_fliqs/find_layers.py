@@ -161,7 +161,7 @@ def _weight_site(layer: Layer, node: ir.Node) -> Site | None:
         return None
     weight = node.inputs[index]
     tensor = _constant(weight)
-    assert weight is not None and tensor is not None  # noqa: PT018, S101 - by _weight_index
+    assert weight is not None and tensor is not None  # noqa: PT018 - by _weight_index
     rank = len(tensor.shape)
     axis = _weight_axis(node, index, rank)
     return Site(
@@ -339,7 +339,9 @@ def _build_tensor_sites(
         )
         if source is not None:
             site = replace(
-                site, same_scale_as=source.same_scale_as or source.name, unsigned=source.unsigned
+                site,
+                same_scale_as=source.same_scale_as or source.name,
+                unsigned=source.unsigned,
             )
         sites[value] = site
     return list(sites.values())

@@ -39,7 +39,9 @@ def _stop_at(operator: str) -> None:
 
 def promote_initializers(model: onnx.ModelProto, names: Sequence[str]) -> None:
     """Turn initializers into graph inputs, in the order of ``names``."""
-    chosen = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in names}
+    chosen = {
+        tensor.name: tensor for tensor in model.graph.initializer if tensor.name in names
+    }
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in chosen]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

@@ -195,7 +195,7 @@ def quality(
     if metric is Metric.ACCURACY:
         scores = next(iter(outputs.values()))
         return float(np.mean(np.argmax(scores, axis=1) == labels))
-    assert teacher is not None  # noqa: S101 - programmer's duty, said in the docstring
+    assert teacher is not None
     measure = _agreement if metric is Metric.AGREEMENT else _r2
     return float(np.mean([measure(values, teacher[name]) for name, values in outputs.items()]))
 

@@ -17,7 +17,9 @@ _VECTOR_FLOOR: Final = 1e-3
 _TENSOR_FLOOR: Final = 1e-8
 
 
-def build_optimizer(shapes: Mapping[str, Sequence[int]], shares: Sequence[float]) -> onnx.ModelProto:
+def build_optimizer(
+    shapes: Mapping[str, Sequence[int]], shares: Sequence[float]
+) -> onnx.ModelProto:
     """Build the update of all parameters from the gradients of the parts of a batch.
 
     With g the weighted mean of the parts' gradients, shortened where its length exceeds

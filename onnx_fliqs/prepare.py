@@ -94,7 +94,7 @@ def prepare(
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:
-    return tuple(int(d) for d in value.const_value.shape) if value.const_value is not None else ()  # type: ignore[call-overload]
+    return value.const_value.shape.numpy() if value.const_value is not None else ()
 
 
 def _macs(
@@ -131,7 +131,9 @@ def calibration_batches(dataset: Dataset) -> list[Batch]:
     ]
 
 
-def _unsigned_inputs(space: SearchSpace, samples: Mapping[str, npt.NDArray[Any]]) -> SearchSpace:
+def _unsigned_inputs(
+    space: SearchSpace, samples: Mapping[str, npt.NDArray[Any]]
+) -> SearchSpace:
     """Mark sites on graph inputs that were never negative (raw pixels) as unsigned.
 
     Inside the graph, only what the operators guarantee counts.
@@ -162,7 +164,9 @@ def calibrate(
     samples = sample_values((observer.run(b.inputs) for b in batches), len(batches), seed)
     if not dataset.synthetic:
         inputs = {str(value.name) for value in canonical.graph.inputs}
-        space = _unsigned_inputs(space, {name: samples[name] for name in samples if name in inputs})
+        space = _unsigned_inputs(
+            space, {name: samples[name] for name in samples if name in inputs}
+        )
     scales = activation_scales(space, samples)
     scales |= weight_scales(space, weights_of(canonical, space), seed)
     return Prepared(canonical, space), scales

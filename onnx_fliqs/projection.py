@@ -31,12 +31,14 @@ def project(policy: Sequence[npt.NDArray[np.float64]], costs: CostTable) -> Choi
     Raises:
         InfeasibleError: Every assignment costs more than the budget.
     """
-    from scipy.optimize import Bounds, LinearConstraint, milp  # noqa: PLC0415 - slow to import
+    from scipy.optimize import Bounds, LinearConstraint, milp
 
     weights = np.concatenate([-np.log(np.maximum(p, _LEAST_PROBABILITY)) for p in policy])
     cost = np.concatenate(list(costs))
     owner = np.repeat(np.arange(len(policy)), [len(p) for p in policy])
-    one_each = LinearConstraint(np.equal.outer(np.arange(len(policy)), owner).astype(float), 1, 1)
+    one_each = LinearConstraint(
+        np.equal.outer(np.arange(len(policy)), owner).astype(float), 1, 1
+    )
     most = sum(float(row.max()) for row in costs)
     for share in LEAST_SPENT:
         least = min(share, most * (1 - 1e-9))

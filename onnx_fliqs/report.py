@@ -7,13 +7,14 @@ from typing import Any
 import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
-from onnx_fliqs.cost import Cost
+from onnx_fliqs.containers import container_of
+from onnx_fliqs.cost import Cost, cost_of
 from onnx_fliqs.model import atomic_write, save_model
 from onnx_fliqs.runtime import OptimizationLevel
-from onnx_fliqs.sites import Skipped
+from onnx_fliqs.sites import FormatMap, Layer, SearchSpace, Skipped
 from onnx_fliqs.verify import Verification
 
-__all__ = ["LayerReport", "SearchResult"]
+__all__ = ["LayerReport", "SearchResult", "layer_reports"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,9 @@ class SearchResult:
     """Mean entropy of the policy in nats when the assignment was fixed."""
     warnings: tuple[str, ...]
 
-    def to_dict(self, output: Path | None = None, assignment: Path | None = None) -> dict[str, Any]:
+    def to_dict(
+        self, output: Path | None = None, assignment: Path | None = None
+    ) -> dict[str, Any]:
         """As JSON (schema 1)."""
         return {
             "schema": 1,
@@ -101,3 +104,25 @@ class SearchResult:
         save_model(self.model, output)
         atomic_write(assignment, self.assignment.to_json().encode())
         return assignment
+
+
+def layer_reports(space: SearchSpace, chosen: FormatMap) -> tuple[LayerReport, ...]:
+    """The table of a result."""
+    total = cost_of(space, chosen).bops
+
+    def report(layer: Layer) -> LayerReport:
+        fmt = chosen[layer.name]
+        return LayerReport(
+            name=layer.name,
+            op=layer.op_type,
+            format=fmt.name,
+            bits=fmt.bits,
+            params=layer.params,
+            macs=layer.macs,
+            share=layer.macs * fmt.bits**2 / total if total else 0.0,
+            trained=layer.frozen is None and layer.weight is not None,
+            simulated=not container_of(fmt).native,
+            reason=layer.frozen,
+        )
+
+    return tuple(report(layer) for layer in space.layers)

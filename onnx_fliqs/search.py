@@ -31,7 +31,6 @@ from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.calibrate import activation_scales, blended, sample_values, weight_scales
 from onnx_fliqs.checkpoint import Checkpoint
 from onnx_fliqs.config import SearchConfig
-from onnx_fliqs.containers import container_of
 from onnx_fliqs.controller import Choices, ControllerState
 from onnx_fliqs.cost import (
     Budget,
@@ -41,8 +40,8 @@ from onnx_fliqs.cost import (
     cost_table,
     reachable_bits,
 )
-from onnx_fliqs.data import Dataset, batch_indices, input_specs, load_npz, split
-from onnx_fliqs.emit import LEVEL_KEY, emit_graph
+from onnx_fliqs.data import Dataset, batch_indices, check_labels, input_specs, load_npz, split
+from onnx_fliqs.emit import emit
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.evaluate import run_dataset, scored_output
 from onnx_fliqs.model import load_model
@@ -57,13 +56,12 @@ from onnx_fliqs.prepare import (
     with_weights,
 )
 from onnx_fliqs.projection import project
-from onnx_fliqs.report import LayerReport, SearchResult
-from onnx_fliqs.runtime import OptimizationLevel, load_training, make_session
-from onnx_fliqs.sites import Layer, ScaleTable, SearchSpace, SiteValues
+from onnx_fliqs.report import SearchResult, layer_reports
+from onnx_fliqs.runtime import load_training, make_session
+from onnx_fliqs.sites import ScaleTable, SearchSpace, SiteValues
 from onnx_fliqs.targets import Target, parse_target
 from onnx_fliqs.train_step import Batch, TrainState, TrainStep
 from onnx_fliqs.trainability import stopped_operators, trainable_parameters, why_frozen
-from onnx_fliqs.verify import verify_levels
 
 __all__ = ["Phase", "Progress", "search"]
 
@@ -75,6 +73,7 @@ logger = logging.getLogger(__name__)
 _SYNTHETIC_SAMPLES: Final = 256
 _LARGEST_VALIDATION: Final = 2000
 _EVALUATION_BATCH: Final = 64
+_VERIFIED_BATCHES: Final = 2
 _EVALUATIONS: Final = 5
 """How often the frozen phase looks for its best weights."""
 _KEPT_SCALE: Final = 0.5
@@ -279,14 +278,13 @@ def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Obje
     sample = train.take(np.arange(size) % len(train))
     session = make_session(ir.to_proto(prepared.canonical).SerializeToString())
     names = [
-        str(v.name)
-        for v in prepared.canonical.graph.outputs
-        if v.dtype is ir.DataType.FLOAT
+        str(v.name) for v in prepared.canonical.graph.outputs if v.dtype is ir.DataType.FLOAT
     ]
     teacher = run_dataset(session, sample, names) if names else {}
     labelled = train.labels is not None and config.loss in ("auto", "cross-entropy")
     if labelled:
-        scored_output(teacher, replace(sample, labels=train.labels[:1]) if False else sample)
+        scores = next(iter(scored_output(teacher, sample).values()))
+        check_labels(train, scores.shape[1])
     return choose_objective(
         prepared.canonical,
         teacher,
@@ -342,9 +340,7 @@ class _Run:
     def initial(self) -> SearchState:
         """Before the first step: calibrated thresholds, a uniform policy."""
         sizes = [len(self._space.formats)] * len(self._space.layers)
-        return SearchState(
-            0, self._step.initial(), policy.initial(sizes), self._setup.scales
-        )
+        return SearchState(0, self._step.initial(), policy.initial(sizes), self._setup.scales)
 
     def loop(
         self, state: SearchState, progress: Callable[[Progress], None] | None
@@ -432,8 +428,7 @@ class _Run:
         data = self._setup.train
         indices = batch_indices(len(data), sum(self._parts), step, config.seed)
         parts = [
-            make_batch(data, rows)
-            for rows in np.split(indices, np.cumsum(self._parts)[:-1])
+            make_batch(data, rows) for rows in np.split(indices, np.cumsum(self._parts)[:-1])
         ]
         values = self._values(choices, state.scales)
         train, report = self._step.step(state.train, parts, values, self._rate(step))
@@ -480,7 +475,8 @@ class _Run:
 
     def _fix(self, state: SearchState) -> SearchState:
         """Fix the assignment, and take the weights as they were before training as the first
-        candidate: training must beat them."""
+        candidate: training must beat them.
+        """
         final = project(policy.probabilities(state.controller), self._costs)
         fixed = replace(state, final=final, entropy=policy.entropy(state.controller))
         untrained = replace(fixed, train=self._step.initial(), scales=self._setup.scales)
@@ -488,7 +484,7 @@ class _Run:
 
     def _measure(self, state: SearchState) -> tuple[SearchState, float]:
         """Quality of the fixed assignment on the held-out samples; remembers the best."""
-        assert state.final is not None  # noqa: S101 - only called once it is fixed
+        assert state.final is not None
         values = self._values(state.final, state.scales)
         outputs = self._step.outputs(state.train, self._held_out, values)
         count = len(self._setup.held_out)
@@ -548,30 +544,20 @@ class _Run:
     def finish(self, state: SearchState, started: float) -> SearchResult:
         """Emit the best weights, verify the graph and measure it."""
         setup, best = self._setup, state.best
-        assert state.final is not None and best is not None  # noqa: S101, PT018 - after the loop
+        assert state.final is not None and best is not None  # noqa: PT018 - after the loop
         chosen = self._formats(state.final)
-        canonical = with_weights(setup.prepared.canonical, best.weights)
-        graph = emit_graph(canonical, self._space, chosen, best.scales, setup.target)
-        served = self._step.restore(
-            {
-                **state.train.arrays(),
-                **{f"parameter/{name}": array for name, array in best.weights.items()},
-            }
+        emitted = emit(
+            with_weights(setup.prepared.canonical, best.weights),
+            self._space,
+            chosen,
+            best.scales,
+            setup.target,
+            [batch.inputs for batch in self._held_out[:_VERIFIED_BATCHES]],
         )
-        values = self._space.values(chosen, best.scales)
-        sample = self._held_out[:2]
         names = setup.objective.outputs
-        searched = [self._step.outputs(served, [batch], values) for batch in sample]
-        verification = verify_levels(graph, [dict(b.inputs) for b in sample], searched)
-        level = verification.level
-        warnings = list(setup.warnings)
-        if level is not OptimizationLevel.DEFAULT:
-            graph.metadata_props[LEVEL_KEY] = level.value
-            warnings.append(
-                f"ONNX Runtime computes this graph right up to the optimisation level"
-                f" {level.value!r} ({verification.why()})"
-            )
-        session = make_session(ir.to_proto(graph).SerializeToString(), level=level)
+        session = make_session(
+            ir.to_proto(emitted.graph).SerializeToString(), level=emitted.level
+        )
         count = len(setup.held_out)
         teacher = {name: array[:count] for name, array in self._teacher.items()}
         measure = {
@@ -581,7 +567,7 @@ class _Run:
         outputs = run_dataset(session, setup.held_out, names)
         metric = setup.objective.metric
         return SearchResult(
-            model=graph,
+            model=emitted.graph,
             assignment=Assignment(
                 {name: fmt.name for name, fmt in chosen.items()}, setup.target.name
             ),
@@ -591,36 +577,14 @@ class _Run:
             metric=metric.value,
             float_quality=quality(metric, teacher, **measure),  # type: ignore[arg-type]
             quantized_quality=quality(metric, outputs, **measure),  # type: ignore[arg-type]
-            verification=verification,
-            optimization_level=level,
+            verification=emitted.verification,
+            optimization_level=emitted.level,
             steps=setup.config.steps,
             seconds=time.monotonic() - started,
             seed=setup.config.seed,
             entropy=state.entropy,
-            warnings=tuple(warnings),
+            warnings=(*setup.warnings, *emitted.warnings),
         )
-
-
-def layer_reports(space: SearchSpace, chosen: Mapping[str, Any]) -> tuple[LayerReport, ...]:
-    """The table of a result."""
-    total = cost_of(space, chosen).bops
-
-    def report(layer: Layer) -> LayerReport:
-        fmt = chosen[layer.name]
-        return LayerReport(
-            name=layer.name,
-            op=layer.op_type,
-            format=fmt.name,
-            bits=fmt.bits,
-            params=layer.params,
-            macs=layer.macs,
-            share=layer.macs * fmt.bits**2 / total if total else 0.0,
-            trained=layer.frozen is None and layer.weight is not None,
-            simulated=not container_of(fmt).native,
-            reason=layer.frozen,
-        )
-
-    return tuple(report(layer) for layer in space.layers)
 
 
 def _part_sizes(data: Dataset, config: SearchConfig) -> list[int]:
@@ -647,9 +611,9 @@ def _batches(data: Dataset, size: int) -> list[Batch]:
 
 def _to_arrays(state: SearchState) -> dict[str, Array]:
     arrays: dict[str, Array] = {
-        "step": np.int64(state.step),
-        "skipped": np.int64(state.skipped),
-        "entropy": np.float64(state.entropy),
+        "step": np.asarray(state.step),
+        "skipped": np.asarray(state.skipped),
+        "entropy": np.asarray(state.entropy),
         **{f"train/{name}": array for name, array in state.train.arrays().items()},
         **{f"controller/{name}": array for name, array in state.controller.arrays().items()},
         **_scale_arrays("scales", state.scales),

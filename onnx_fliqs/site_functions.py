@@ -15,12 +15,12 @@ from onnxscript import script
 from onnxscript.values import Opset
 
 __all__ = [
+    "ANY_CODES",
+    "ANY_SITE",
     "DOMAIN",
     "GRADIENTS",
     "INTEGER_CODES",
     "INTEGER_SITE",
-    "ANY_CODES",
-    "ANY_SITE",
     "gradient_functions",
     "site_function",
 ]
@@ -39,7 +39,7 @@ _domain = Opset(DOMAIN, 1)
 
 
 @script(_domain, default_opset=op)
-def SearchQDQ(x, scale, lo, hi, splitter, magic, threshold):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, D103, N802
+def SearchQDQ(x, scale, lo, hi, splitter, magic, threshold):  # type: ignore[no-untyped-def]  # noqa: N802
     t = op.Clip(op.Div(x, scale), lo, hi)
     fixed = op.Sub(op.Add(t, magic), magic)
     p = op.Mul(t, splitter)
@@ -48,27 +48,28 @@ def SearchQDQ(x, scale, lo, hi, splitter, magic, threshold):  # type: ignore[no-
 
 
 @script(_domain, default_opset=op)
-def SearchIntQDQ(x, scale, lo, hi, magic):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, D103, N802
+def SearchIntQDQ(x, scale, lo, hi, magic):  # type: ignore[no-untyped-def]  # noqa: N802
     t = op.Clip(op.Div(x, scale), lo, hi)
     return op.Mul(op.Sub(op.Add(t, magic), magic), scale)
 
 
 @script(_domain, default_opset=op)
-def ClippedStraightThrough(dy, x, scale, lo, hi):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, D103, N802
+def ClippedStraightThrough(dy, x, scale, lo, hi):  # type: ignore[no-untyped-def]  # noqa: N802
     t = op.Div(x, scale)
     zero = op.Constant(value_float=0.0)
     return op.Where(op.Equal(t, op.Clip(t, lo, hi)), dy, zero)
 
 
-GRADIENTS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
-    site: ("ClippedStraightThrough", ("GO(0)", "I(0)", "I(1)", "I(2)", "I(3)"))
-    for site in (ANY_SITE, INTEGER_SITE)
-}
+GRADIENTS: Final[dict[str, tuple[str, tuple[str, ...]]]] = dict.fromkeys(
+    (ANY_SITE, INTEGER_SITE),
+    ("ClippedStraightThrough", ("GO(0)", "I(0)", "I(1)", "I(2)", "I(3)")),
+)
 """Site function → its gradient function and that one's inputs, in ORT's notation."""
 
 
 def _to_ir(function: Any) -> ir.Function:
-    return ir.from_proto(function.to_function_proto())
+    result: ir.Function = ir.from_proto(function.to_function_proto())
+    return result
 
 
 def site_function(name: str) -> ir.Function:

@@ -1,7 +1,7 @@
 """What is searched: layers, the sites that quantize their operands, and the formats.
 
-A :class:`Layer` decides one format; a :class:`Site` is a tensor that is quantized in the format
-its deciding layers chose. What a choice feeds into the graph are the two flat arrays of
+A :class:`Layer` decides one format; a :class:`Site` is a tensor that is quantized in the
+format its deciding layers chose. What a choice feeds into the graph are the two flat arrays of
 :class:`SiteValues`.
 """
 
@@ -143,7 +143,9 @@ class SearchSpace:
 
     def site_format(self, site: Site, chosen: FormatMap) -> Format:
         """The format of a site under an assignment (see :attr:`Site.layers`)."""
-        return site.effective(min((chosen[name] for name in site.layers), key=lambda f: f.bits))
+        return site.effective(
+            min((chosen[name] for name in site.layers), key=lambda f: f.bits)
+        )
 
     def site_scale(
         self, site: Site, chosen: FormatMap, scales: ScaleTable

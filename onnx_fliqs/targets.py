@@ -36,6 +36,8 @@ class Target:
     """Whether signed 8-bit activations are stored as uint8 with zero point 128."""
     integer_bias: bool
     """Whether biases are int32 with the scale of the product."""
+    qdq_types: tuple[str, ...] | None
+    """ONNX types that its QuantizeLinear and DequantizeLinear take; None for all of them."""
 
     def space(self, text: str | None) -> tuple[Format, ...]:
         """The formats to search: those asked for, or the target's own.
@@ -79,6 +81,7 @@ TARGETS: Final[dict[str, Target]] = {
             placement=Placement.LAYER_INPUTS,
             unsigned_container=False,
             integer_bias=False,
+            qdq_types=None,
         ),
         Target(
             name="ort-cpu",
@@ -89,6 +92,7 @@ TARGETS: Final[dict[str, Target]] = {
             placement=Placement.TENSORS,
             unsigned_container=True,
             integer_bias=True,
+            qdq_types=("UINT8", "INT8", "INT32"),
         ),
     )
 }

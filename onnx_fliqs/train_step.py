@@ -131,7 +131,7 @@ class TrainStep:
                 optimizer.SerializeToString(), level=OptimizationLevel.BASIC, threads=workers
             )
 
-    def _with_loss(self, searchable: ir.Model) -> Any:  # noqa: ANN401 - onnx.ModelProto
+    def _with_loss(self, searchable: ir.Model) -> Any:
         model = searchable.clone()
         AddLossPass(self.objective.terms)(model)
         ExposeOptionalOutputsPass()(model)
@@ -139,7 +139,7 @@ class TrainStep:
             model.functions[function.identifier()] = function
         return self._promoted(model)
 
-    def _promoted(self, model: ir.Model) -> Any:  # noqa: ANN401 - onnx.ModelProto
+    def _promoted(self, model: ir.Model) -> Any:
         proto = ir.to_proto(model)
         promote_initializers(proto, [*self._parameters, CODES, SCALES])
         return proto
@@ -210,7 +210,7 @@ class TrainStep:
     def _part_gradient(
         self, state: TrainState, part: Batch, values: SiteValues
     ) -> "list[OrtValue]":
-        assert self._gradient is not None  # noqa: S101 - the caller checked
+        assert self._gradient is not None
         feeds = self._feeds(part, self._teach(part), values)
         binding = self._gradient.io_binding()
         for name, value in state.parameters.items():
@@ -227,7 +227,7 @@ class TrainStep:
     def _update(
         self, state: TrainState, gradients: "Sequence[OrtValue]", loss: float, lr: float
     ) -> tuple[TrainState, StepReport]:
-        assert self._optimizer is not None  # noqa: S101 - built together with the gradient
+        assert self._optimizer is not None
         t = state.updates + 1
         scalars = {
             "lr": np.float32(lr),
@@ -268,7 +268,9 @@ class TrainStep:
         teacher = self._teach(batch)
         return list(
             self._pool.map(
-                lambda values: float(self._run(self._forward, state, batch, teacher, values, [LOSS])[0]),
+                lambda values: float(
+                    self._run(self._forward, state, batch, teacher, values, [LOSS])[0]
+                ),
                 candidates,
             )
         )
@@ -307,7 +309,11 @@ class TrainStep:
                 proto = self._promoted(model)
                 self._taps = make_session(proto.SerializeToString())
             found |= dict(
-                zip(inside, self._run(self._taps, state, batch, {}, values, inside), strict=True)
+                zip(
+                    inside,
+                    self._run(self._taps, state, batch, {}, values, inside),
+                    strict=True,
+                )
             )
         return found
 
@@ -343,7 +349,7 @@ class TrainStep:
     ) -> dict[str, Array]:
         feeds = {**batch.inputs, CODES: values.codes.reshape(-1), SCALES: values.scales}
         if self.objective.uses_labels:
-            assert batch.labels is not None  # noqa: S101 - the objective asked for them
+            assert batch.labels is not None
             feeds[LABELS] = batch.labels
         for name, array in teacher.items():
             feeds[teacher_input(name)] = array

@@ -68,15 +68,16 @@ class Verification:
         for check in reversed(self.levels):
             if check.agrees:
                 return check.level
-        raise VerificationError(f"no optimisation level computes the graph right: {self.why()}")
+        raise VerificationError(
+            f"no optimisation level computes the graph right: {self.why()}"
+        )
 
     def why(self) -> str:
         """What is wrong at the levels that fail, in one line."""
         return "; ".join(
             f"{check.level.value}: "
             + (
-                check.error
-                or f"differs by {check.difference.rms:.3g} of the output"  # type: ignore[union-attr]
+                check.error or f"differs by {check.difference.rms:.3g} of the output"  # type: ignore[union-attr]
             )
             for check in self.levels
             if not check.agrees
@@ -174,13 +175,13 @@ def _check_level(
         rows = _run(data, level, batches)
     except FliqsError as error:
         return LevelCheck(level, str(error), None)
-    except Exception as error:  # noqa: BLE001 - a kernel that is missing shows when it runs
+    except Exception as error:
         return LevelCheck(level, " ".join(str(error).split()), None)
     return LevelCheck(
         level, None, _worst(compare(a, b) for a, b in zip(rows, plain, strict=True))
     )
 
 
-def _worst(comparisons: Any) -> Comparison:  # noqa: ANN401 - an iterable of Comparison
+def _worst(comparisons: Any) -> Comparison:
     items = list(comparisons)
     return Comparison(max(c.rms for c in items), max(c.largest for c in items))

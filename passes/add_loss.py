@@ -60,7 +60,7 @@ class AddLossPass(ir.passes.InPlacePass):
             value = _TERMS[term.kind](add, graph, values, term)
             weighted = add("Mul", [value, add.constant("weight", np.float32(term.weight))])
             total = weighted if total is None else add("Add", [total, weighted])
-        assert total is not None  # noqa: S101 - an objective has at least one term
+        assert total is not None
         final = ir.node("Identity", [total], name=LOSS)
         final.outputs[0].name = LOSS
         final.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
@@ -79,7 +79,11 @@ class _Appender:
         self._count = 0
 
     def __call__(
-        self, op_type: str, inputs: Sequence[ir.Value], outputs: int = 1, **attributes: int | str
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        outputs: int = 1,
+        **attributes: int | str,
     ) -> ir.Value:
         name = f"{self._prefix}.{op_type}_{self._count}"
         self._count += 1

@@ -1,9 +1,10 @@
 """Puts a searchable quantize/dequantize site in front of every operand that is searched."""
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.formats import FORMATS, GridCode, grid_code
@@ -66,12 +67,13 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
         order = {node: index for index, node in enumerate(graph)}
         by_name = {str(node.name): (node, top) for top in graph for node in _with_nested(top)}
         values = ir.convenience.create_value_mapping(graph)
-        codes = _initializer(
-            graph, CODES, np.tile(np.float32(grid_code(FORMATS["float32"])), len(self._sites))
-        )
+        identity = np.array(grid_code(FORMATS["float32"]), np.float32)
+        codes = _initializer(graph, CODES, np.tile(identity, len(self._sites)))
         scale_values = self._scales(graph, order)
         for index, site in enumerate(self._sites):
-            nodes = self._site_nodes(graph, site, values[site.tensor], index, codes, scale_values)
+            nodes = self._site_nodes(
+                graph, site, values[site.tensor], index, codes, scale_values
+            )
             users = [by_name[name] for name, _ in site.consumers]
             graph.insert_before(min((top for _, top in users), key=order.__getitem__), nodes)
             for (user, _), (_, position) in zip(users, site.consumers, strict=True):
@@ -125,7 +127,9 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
         fields = ANY_CODES if self._function == ANY_SITE else INTEGER_CODES
         for field in fields:
             position = 5 * index + GridCode._fields.index(field)
-            at = _initializer(graph, f"{site.name}.{field}.index", np.array(position, np.int64))
+            at = _initializer(
+                graph, f"{site.name}.{field}.index", np.array(position, np.int64)
+            )
             nodes.append(ir.node("Gather", [codes, at], name=f"{site.name}.{field}"))
             nodes[-1].outputs[0].name = f"{site.name}.{field}"
             operands.append(nodes[-1].outputs[0])
@@ -144,7 +148,7 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
         return nodes
 
 
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
+def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
     value = ir.val(name, const_value=ir.tensor(array, name=name))
     graph.register_initializer(value)
     return value

@@ -78,7 +78,7 @@ class LowerSitesPass(ir.passes.InPlacePass):
     ) -> None:
         fmt = self._space.site_format(site, self._chosen)
         tensor = node.inputs[0]
-        assert tensor is not None  # noqa: S101 - a site always has its tensor
+        assert tensor is not None
         scale = self._space.site_scale(site, self._chosen, self._scales)
         key = (tensor, fmt.name, scale.tobytes(), site.axis)
         if fmt.name == "float32":
@@ -148,12 +148,12 @@ class _Builder:
         self._graph.insert_before(self._before, node)
         return node.outputs[0]
 
-    def constant(self, suffix: str, array: npt.ArrayLike | ir.Tensor) -> ir.Value:
+    def constant(self, suffix: str, array: npt.ArrayLike | ir.TensorProtocol) -> ir.Value:
         """An initializer named after the site; the same name means the same content."""
         name = f"{self.site.name}.{suffix}"
         if name in self._graph.initializers:
             return self._graph.initializers[name]
-        tensor = array if isinstance(array, ir.Tensor) else ir.tensor(array, name=name)
+        tensor = array if isinstance(array, ir.TensorProtocol) else ir.tensor(array, name=name)
         value = ir.val(name, const_value=tensor)
         self._graph.register_initializer(value)
         return value
@@ -167,7 +167,7 @@ def _weight(
     container: Container,
 ) -> ir.Value:
     """Codes in an initializer, and the node that reads them."""
-    assert tensor.const_value is not None  # noqa: S101 - weights are initializers
+    assert tensor.const_value is not None
     site = build.site
     spread = scale.reshape(site.broadcast_shape)
     numbers = quantize(tensor.const_value.numpy() / spread, fmt)
@@ -180,10 +180,14 @@ def _weight(
         operands = [codes, build.constant("scale", step if per_channel else step[0])]
         if container.dtype is ir.DataType.INT8:
             operands.append(
-                build.constant("zero_point", np.zeros(step.shape if per_channel else (), np.int8))
+                build.constant(
+                    "zero_point", np.zeros(step.shape if per_channel else (), np.int8)
+                )
             )
         return build(
-            "DequantizeLinear", operands, {"axis": site.axis} if site.axis is not None else None
+            "DequantizeLinear",
+            operands,
+            {"axis": site.axis} if site.axis is not None else None,
         )
     value = build("Cast", [codes], {"to": int(ir.DataType.FLOAT)})
     if is_passthrough(fmt):
@@ -211,7 +215,7 @@ def _cast(build: _Builder, tensor: ir.Value, fmt: Format, container: Container) 
 
 def _append(build: _Builder, node: ir.Node) -> ir.Value:
     node.outputs[0].name = f"{node.name}.out"
-    build._graph.insert_before(build._before, node)  # noqa: SLF001 - same module
+    build._graph.insert_before(build._before, node)
     return node.outputs[0]
 
 
@@ -223,6 +227,8 @@ def _freeze_codes(
     node.replace_input_with(1, build.constant("scale", scale[0]))
     fields: Callable[[ir.Value], str] = lambda value: str(value.name).rsplit(".", 1)[1]  # noqa: E731
     for index, value in list(enumerate(node.inputs))[2:]:
-        assert value is not None  # noqa: S101 - sites have no optional inputs
+        assert value is not None
         field = fields(value)
-        node.replace_input_with(index, build.constant(f"{field}.code", np.float32(code[field])))
+        node.replace_input_with(
+            index, build.constant(f"{field}.code", np.float32(code[field]))
+        )

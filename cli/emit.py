@@ -1,0 +1,47 @@
+"""``onnx-fliqs emit``."""
+
+from pathlib import Path
+
+import click
+
+from onnx_fliqs.cli import options
+
+__all__ = ["command"]
+
+
+@click.command("emit")
+@options.model
+@click.option(
+    "--assignment",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="JSON file that a search wrote: a format for each layer.",
+)
+@options.data(False, "Samples (.npz) to calibrate the activations' thresholds.")
+@options.target(None)
+@options.output(True, "The quantized model.")
+@options.json_output
+def command(
+    model: Path,
+    assignment: Path,
+    data: Path | None,
+    target: str | None,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Emit an assignment with the weights of MODEL: post-training quantization, no search."""
+    from onnx_fliqs import api
+    from onnx_fliqs.assignment import Assignment
+    from onnx_fliqs.cli import render
+    from onnx_fliqs.model import save_model
+
+    options.check_output(output, model, data, assignment)
+    chosen = Assignment.read(assignment)
+    result = api.emit(model, chosen, data, target=target)
+    save_model(result.model, output)
+    render.print_warnings(result.warnings)
+    if as_json:
+        render.print_json(result.to_dict(output, assignment))
+    else:
+        render.print_result(result)
+        click.echo(f"wrote    {output}")

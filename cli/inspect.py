@@ -1,0 +1,26 @@
+"""``onnx-fliqs inspect``."""
+
+from pathlib import Path
+
+import click
+
+from onnx_fliqs.cli import options
+
+__all__ = ["command"]
+
+
+@click.command("inspect")
+@options.model
+@options.target("generic")
+@options.json_output
+def command(model: Path, target: str, as_json: bool) -> None:
+    """List the layers of MODEL, what they cost, and what cannot be quantized or trained."""
+    from onnx_fliqs import api
+    from onnx_fliqs.cli import render
+
+    found = api.inspect(model, target=target)
+    render.print_warnings(found.warnings)
+    if as_json:
+        render.print_json(found.to_dict())
+    else:
+        render.print_inspection(found)

@@ -1,0 +1,65 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from onnx_fliqs.errors import ConfigError, FliqsError
+
+__all__ = ["check_output", "data", "json_output", "model", "output", "target"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+# Whether the file exists is for the library to say, with the exit code of its own.
+_FILE = click.Path(path_type=Path)
+
+
+def model(function: _F) -> _F:
+    """The argument MODEL."""
+    return click.argument("model", type=_FILE)(function)
+
+
+def data(required: bool, text: str) -> Callable[[_F], _F]:
+    """The option --data."""
+    return click.option("--data", type=_FILE, required=required, help=text)
+
+
+def target(default: str | None) -> Callable[[_F], _F]:
+    """The option --target."""
+    return click.option("--target", default=default, help="generic or ort-cpu.")
+
+
+def output(required: bool, text: str) -> Callable[[_F], _F]:
+    """The option -o."""
+    return click.option("-o", "--output", type=_FILE, required=required, help=text)
+
+
+def json_output(function: _F) -> _F:
+    """The flag --json."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else."
+    )(function)
+
+
+def check_output(path: Path, *inputs: Path | None) -> None:
+    """Refuse an output that would overwrite an input, or cannot be written, before any work.
+
+    Raises:
+        ConfigError: The output is one of the inputs, or a folder.
+        FliqsError: Its folder is missing or read-only.
+    """
+    for source in inputs:
+        if source is not None and path.resolve() == source.resolve():
+            raise ConfigError(f"the output {path} is the input: it would be overwritten")
+    if path.is_dir():
+        raise ConfigError(f"the output {path} is a folder")
+    folder = path.parent
+    if not folder.is_dir():
+        raise FliqsError(f"cannot write {path}: there is no folder {folder}")
+    probe = folder / f".{path.name}.probe"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise FliqsError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,217 @@
+"""What people see: tables, and the progress of a search."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from onnx_fliqs.api import Inspection
+    from onnx_fliqs.report import SearchResult
+    from onnx_fliqs.search import Progress as Step
+
+__all__ = [
+    "SearchProgress",
+    "print_inspection",
+    "print_json",
+    "print_result",
+    "print_warnings",
+]
+
+_PLAIN_LINES = 20
+"""Lines of progress where there is no terminal."""
+_WIDTH = 100
+"""Columns of a table where there is no terminal."""
+
+
+def _console(*, stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _WIDTH
+    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One object on stdout; NaN, which JSON lacks, becomes null."""
+    sys.stdout.write(json.dumps(_finite(content), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_warnings(warnings: tuple[str, ...]) -> None:
+    """One line each, on stderr."""
+    console = _console(stderr=True)
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _quantity(value: float) -> str:
+    """Three digits and a unit: 1.23 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:g}"
+
+
+def _layer_table(columns: tuple[str, ...], left: int) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(columns):
+        table.add_column(
+            name,
+            justify="left" if index < left else "right",
+            no_wrap=index > 0,
+            overflow="fold",
+        )
+    return table
+
+
+def print_result(result: "SearchResult") -> None:
+    """The final table of a search or an emission, on stdout."""
+    console = _console(stderr=False)
+    table = _layer_table(("layer", "op", "format", "bits", "params", "MACs", "cost"), 3)
+    for layer in result.layers:
+        note = (
+            "" if layer.trained or not result.steps or not layer.reason else " (not trained)"
+        )
+        table.add_row(
+            layer.name,
+            layer.op,
+            layer.format + note,
+            str(layer.bits),
+            _quantity(layer.params),
+            _quantity(layer.macs),
+            f"{layer.share:.1%}",
+        )
+    console.print(table)
+    _print_left_out(console, result)
+    cost = result.cost
+    console.print(
+        f"\ncost     {cost.effective_bits:.2f} effective bits, {_quantity(cost.bops)} BOPs"
+        f" ({cost.relative_to_int8:.2f} x int8), weights {_quantity(cost.weight_bytes)} bytes",
+        markup=False,
+    )
+    scale = (lambda v: f"{v:.2%}") if result.metric != "r2" else (lambda v: f"{v:.4f}")
+    console.print(
+        f"quality  {result.metric} on held-out samples: float {scale(result.float_quality)},"
+        f" quantized {scale(result.quantized_quality)}",
+        markup=False,
+    )
+    console.print(
+        f"checked  the graph computes what was searched; right in ONNX Runtime up to the"
+        f" optimisation level {result.optimization_level.value!r}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _print_left_out(console: Console, result: "SearchResult | Inspection") -> None:
+    for item in result.skipped:
+        console.print(
+            f"left in float: {item.op_type} {item.name} ({item.reason})",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def print_inspection(found: "Inspection") -> None:
+    """The table of ``inspect``, on stdout."""
+    console = _console(stderr=False)
+    table = _layer_table(("layer", "op", "params", "MACs", "trains"), 2)
+    for layer in found.layers:
+        trains = (
+            "-" if layer.weight is None else (f"no: {layer.frozen}" if layer.frozen else "yes")
+        )
+        table.add_row(
+            layer.name, layer.op_type, _quantity(layer.params), _quantity(layer.macs), trains
+        )
+    console.print(table)
+    _print_left_out(console, found)
+    console.print(
+        f"\n{len(found.layers)} layers, {_quantity(sum(x.params for x in found.layers))} weights,"
+        f" {_quantity(sum(x.macs for x in found.layers))} MACs a sample; target"
+        f" {found.target.name} searches {', '.join(found.formats)}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+class SearchProgress:
+    """Shows the steps of a search: a live bar on a terminal, now and then a line elsewhere."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start the clock."""
+        self._console = _console(stderr=True)
+        self._clock = clock
+        self._started = clock()
+        self._first: int | None = None
+        self._quality = ""
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> "SearchProgress":
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed}/{task.total} {task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("prepare", total=None, text="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, step: "Step") -> None:
+        """Show one step."""
+        if self._first is None:
+            self._first = step.step - 1
+        if step.quality is not None:
+            self._quality = f" quality {step.quality:.4f}"
+        text = self._text(step)
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                description=step.phase.value,
+                completed=step.step,
+                total=step.steps,
+                text=text,
+            )
+        elif step.step % max(1, step.steps // _PLAIN_LINES) == 0 or step.step == step.steps:
+            self._console.print(
+                f"{step.phase.value:7} step {step.step}/{step.steps} {text}{self._left(step)}",
+                markup=False,
+                soft_wrap=True,
+            )
+
+    def _text(self, step: "Step") -> str:
+        parts = [] if math.isnan(step.loss) else [f"loss {step.loss:.4f}"]
+        if not math.isnan(step.held_out):
+            parts.append(f"held-out {step.held_out:.4f}")
+        parts += [f"cost {step.cost:.2f} x budget", f"entropy {step.entropy:.2f}"]
+        return " ".join(parts) + self._quality
+
+    def _left(self, step: "Step") -> str:
+        done = step.step - (self._first or 0)
+        seconds = (self._clock() - self._started) / max(1, done) * (step.steps - step.step)
+        return f" {seconds:.0f} s left" if step.step < step.steps else ""

@@ -1,0 +1,154 @@
+"""``onnx-fliqs search``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from onnx_fliqs.cli import options
+from onnx_fliqs.errors import ConfigError, InterruptedSearchError
+
+if TYPE_CHECKING:
+    from onnx_fliqs.cost import Budget
+
+__all__ = ["command"]
+
+
+@click.command("search")
+@options.model
+@options.data(
+    False,
+    "Training samples (.npz): an array per model input, by its name (`x` will do for a single"
+    " one), and `labels`. Without labels the search distils from the float model; without data,"
+    " from made-up inputs.",
+)
+@click.option(
+    "--space",
+    help="int-s, int-l, fp-s, fp-l, or formats joined by commas (int4,int8,e4m3).  [default: the"
+    " target's]",
+)
+@options.target("generic")
+@click.option("--bits", type=float, help="Budget: effective bits, sqrt(BOPs / MACs).")
+@click.option("--bops", type=float, help="Budget: BOPs as a fraction of uniform int8's.")
+@click.option(
+    "--size", type=float, help="Budget: weight bytes as a fraction of uniform int8's."
+)
+@click.option("--steps", type=click.IntRange(min=1), default=500, help="Training steps.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, help="Samples per step.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True, max=1, max_open=True),
+    default=1e-3,
+    help="Largest change of a weight per step, relative to its tensor's size.",
+)
+@click.option(
+    "--loss",
+    type=click.Choice(["auto", "cross-entropy", "kl", "mse"]),
+    default="auto",
+    help="auto: cross-entropy and distillation with labels, distillation without.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random."
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Worker threads; the result depends on them.  [default: one per core]",
+)
+@options.output(False, "The quantized model.  [default: MODEL.fliqs.onnx beside MODEL.onnx]")
+@click.option("--resume", is_flag=True, help="Continue a search that was stopped or killed.")
+@options.json_output
+def command(
+    model: Path,
+    data: Path | None,
+    space: str | None,
+    target: str,
+    bits: float | None,
+    bops: float | None,
+    size: float | None,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    loss: str,
+    seed: int,
+    threads: int | None,
+    output: Path | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Search the format of each layer of MODEL and train its weights, within a budget.
+
+    Writes the quantized model, the assignment (.assignment.json) beside it, and while it runs a
+    checkpoint folder. Ctrl-C stops; --resume continues to the same result.
+    """
+    from onnx_fliqs.cli import render
+    from onnx_fliqs.config import SearchConfig
+    from onnx_fliqs.search import search
+
+    path = output or model.with_suffix(".fliqs.onnx")
+    assignment = path.with_suffix(".assignment.json")
+    config = SearchConfig(
+        target=target,
+        space=space,
+        budget=_budget(bits, bops, size),
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        loss=loss,
+        seed=seed,
+        workers=threads,
+    )
+    options.check_output(path, model, data)
+    options.check_output(assignment, model, data)
+    folder = path.with_suffix(".checkpoint")
+    if not resume:
+        _set_aside(folder)
+    try:
+        with render.SearchProgress() as progress:
+            result = search(
+                model, data, config, checkpoint=folder, resume=resume, progress=progress
+            )
+    except InterruptedSearchError as error:
+        raise InterruptedSearchError(
+            f"{error}; the same command with --resume continues (checkpoint: {folder})"
+        ) from None
+    result.save(path, assignment)
+    _remove(folder)
+    render.print_warnings(result.warnings)
+    if as_json:
+        render.print_json(result.to_dict(path, assignment))
+    else:
+        render.print_result(result)
+        click.echo(f"wrote    {path}\n         {assignment}")
+
+
+def _budget(bits: float | None, bops: float | None, size: float | None) -> "Budget | None":
+    from onnx_fliqs.cost import Budget, BudgetKind
+
+    given = [
+        Budget(kind, value)
+        for kind, value in (
+            (BudgetKind.BITS, bits),
+            (BudgetKind.BOPS, bops),
+            (BudgetKind.SIZE, size),
+        )
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise ConfigError(f"one budget, please: got {' and '.join(map(str, given))}")
+    return given[0] if given else None
+
+
+def _set_aside(folder: Path) -> None:
+    """Keep the checkpoint of a stopped search that is not resumed: it may be hours of work."""
+    if folder.is_dir():
+        aside = folder.with_name(f"{folder.name}.old")
+        _remove(aside)
+        folder.rename(aside)
+        click.echo(f"note: the checkpoint of an earlier search is kept in {aside}", err=True)
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
