@@ -163,7 +163,7 @@ def emit(
     if dataset is None:
         dataset = synthetic_data(prepared.canonical, _SYNTHETIC_SAMPLES, _SEED)
         warnings.append("no data was given: thresholds rest on made-up inputs; pass --data")
-    prepared, scales = calibrate(prepared, dataset, _SEED)
+    prepared, scales, _ = calibrate(prepared, dataset, _SEED)
     batches = [batch.inputs for batch in calibration_batches(dataset)[:2]]
     emitted = emit_verified(
         prepared.canonical, prepared.space, chosen, scales, profile, batches

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from onnx_fliqs.errors import ConfigError
-from onnx_fliqs.formats import Format, parse_format
+from onnx_fliqs.formats import Format, IntFormat, parse_format
 from onnx_fliqs.sites import FormatMap, SearchSpace
 
 __all__ = ["Assignment"]
@@ -36,7 +36,8 @@ class Assignment:
             source: What to call it in messages.
 
         Raises:
-            ConfigError: It is not JSON, of another schema, or names an unknown format.
+            ConfigError: It is not JSON, of another schema, or names a format that does not
+                exist or that a layer cannot take.
         """
         try:
             content: Any = json.loads(text)
@@ -50,12 +51,7 @@ class Assignment:
         if not isinstance(layers, dict) or not isinstance(target, str):
             raise ConfigError(f"{source} needs an object `layers` and a string `target`")
         for name, fmt in layers.items():
-            if not isinstance(fmt, str):
-                raise ConfigError(f"{source}: the format of layer {name!r} is not a string")
-            try:
-                parse_space(fmt)
-            except ConfigError as error:
-                raise ConfigError(f"{source}: layer {name!r}: {error}") from None
+            _check_format(f"{source}: layer {name!r}", fmt)
         return cls(layers, target)
 
     @classmethod
@@ -89,3 +85,18 @@ class Assignment:
             layer.name: parse_format(self.layers[layer.name]) for layer in space.layers
         }
         return chosen
+
+
+def _check_format(where: str, name: object) -> None:
+    """Refuse what is not the name of a format that a layer can take."""
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: the format is not a string")
+    try:
+        fmt = parse_format(name)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if isinstance(fmt, IntFormat) and not fmt.signed:
+        raise ConfigError(
+            f"{where}: {fmt.name} is no choice of a layer: {fmt.name[1:]} becomes {fmt.name}"
+            " wherever the values are never negative"
+        )

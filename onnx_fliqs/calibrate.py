@@ -20,6 +20,7 @@ __all__ = [
     "Observer",
     "activation_scales",
     "blended",
+    "layer_distortions",
     "least_squares_scales",
     "sample_values",
     "sampled",
@@ -34,6 +35,7 @@ _COARSE: Final = 2.0 ** (-np.arange(25, dtype=np.float64) / 4)
 _FINE: Final = 2.0 ** (np.array([-3, -2, -1, 1, 2, 3], dtype=np.float64) / 16)
 _ACTIVATION_SAMPLE: Final = 16384
 _WEIGHT_SAMPLE: Final = 512
+_DISTORTION_SAMPLE: Final = 1 << 20
 _SMALLEST_SCALE: Final = 1e-12
 """Keeps t = x / scale finite for tensors of zeros."""
 _SMALLEST_CHANNEL: Final = 2.0**-14
@@ -91,7 +93,7 @@ def _fast_fake_quantize(x: Array, scale: Array, fmt: Format) -> Array:
 
 
 def sampled(values: npt.ArrayLike, count: int, rng: np.random.Generator) -> Array:
-    """At most ``count`` of the values, flat, the smallest and the largest always among them."""
+    """At most ``count`` of the values, flat, the smallest and the largest among them."""
     flat = np.asarray(values, np.float32).reshape(-1)
     if flat.size <= count:
         return flat
@@ -210,9 +212,42 @@ def sample_values(
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
+def layer_distortions(
+    space: SearchSpace,
+    samples: Mapping[str, Array],
+    weights: Mapping[str, npt.NDArray[Any]],
+    scales: ScaleTable,
+) -> tuple[npt.NDArray[np.float64], ...]:
+    """How much each format distorts the operands of each layer.
+
+    Returns:
+        For each layer, for each format: the sum over its sites of the squared error divided by
+        the sum of squares.
+    """
+    table = {layer.name: np.zeros(len(space.formats)) for layer in space.layers}
+    for site in space.sites:
+        if site.bias_of is not None:
+            continue
+        source = weights if site.is_weight else samples
+        values = np.asarray(source[site.tensor], np.float32)
+        if values.size > _DISTORTION_SAMPLE and site.axis is None:
+            values = values.reshape(-1)[:_DISTORTION_SAMPLE]
+        power = float(np.sum(np.square(values, dtype=np.float64))) or 1.0
+        for index, fmt in enumerate(space.formats):
+            taken = site.effective(fmt)
+            scale = scales.get((site.name, taken.name), np.ones(1, np.float32))
+            spread = scale.reshape(site.broadcast_shape if scale.size > 1 else ())
+            error = _fast_fake_quantize(values, spread, taken) - values
+            for name in site.layers:
+                table[name][index] += float(np.sum(np.square(error, dtype=np.float64))) / power
+    return tuple(table[layer.name] for layer in space.layers)
+
+
 def blended(old: ScaleTable, new: ScaleTable, keep: float) -> dict[tuple[str, str], Array]:
     """Running scales: the geometric mean, weighted, of the old and the new."""
     return {
-        key: np.float32(old[key] ** keep * new[key] ** (1 - keep)) if key in old else new[key]
+        key: (old[key] ** keep * new[key] ** (1 - keep)).astype(np.float32)
+        if key in old
+        else new[key]
         for key in new
     }

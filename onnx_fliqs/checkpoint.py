@@ -1,9 +1,8 @@
 """Checkpoints of a search: one file, replaced atomically, that holds the whole state."""
 
+import contextlib
 import io
 import json
-import shutil
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -19,7 +18,10 @@ __all__ = ["Checkpoint"]
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 _FILE: Final = "state.npz"
-_IDENTITY: Final = "identity"
+_LEFT_OVERS: Final = f".{_FILE}.*.tmp"
+"""What a write that was killed leaves behind."""
+_HEADER: Final = "header"
+_SCHEMA: Final = 1
 
 
 class Checkpoint:
@@ -43,15 +45,18 @@ class Checkpoint:
         Raises:
             FliqsError: The folder cannot be written.
         """
+        # Arrays go by number: a name may hold what a zip archive does not keep apart.
+        header = {"schema": _SCHEMA, "identity": self._identity, "names": list(arrays)}
+        members: dict[str, Any] = {f"{i}": array for i, array in enumerate(arrays.values())}
+        members[_HEADER] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        buffer = io.BytesIO()
+        np.savez(buffer, **members)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FliqsError(
                 f"cannot make the checkpoint folder {self.folder}: {error.strerror}"
             ) from error
-        buffer = io.BytesIO()
-        identity = np.frombuffer(json.dumps(self._identity).encode(), np.uint8)
-        np.savez(buffer, **{_IDENTITY: identity, **arrays})
         atomic_write(self.folder / _FILE, buffer.getvalue())
 
     def read(self) -> dict[str, npt.NDArray[Any]] | None:
@@ -61,15 +66,13 @@ class Checkpoint:
             FliqsError: It cannot be read, or belongs to another search.
         """
         path = self.folder / _FILE
-        if not path.exists():
-            return None
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            identity = json.loads(arrays.pop(_IDENTITY).tobytes())
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            identity, arrays = _parse(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except Exception as error:  # a damaged file can fail anywhere in zipfile or NumPy
             raise FliqsError(
-                f"the checkpoint {path} cannot be read; delete {self.folder} to start afresh"
+                f"the checkpoint {path} cannot be read; delete it to start afresh"
             ) from error
         different = [
             key
@@ -84,5 +87,19 @@ class Checkpoint:
         return arrays
 
     def remove(self) -> None:
-        """Delete the folder, if it is there."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete the checkpoint, and the folder unless it holds anything else."""
+        with contextlib.suppress(OSError):
+            for path in (self.folder / _FILE, *self.folder.glob(_LEFT_OVERS)):
+                path.unlink(missing_ok=True)
+            self.folder.rmdir()
+
+
+def _parse(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """The identity and the arrays of a file; whatever it raises means a damaged one."""
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        header = json.loads(archive[_HEADER].tobytes())
+        if header["schema"] != _SCHEMA:
+            raise ValueError(f"schema {header['schema']}")
+        return dict(header["identity"]), {
+            name: archive[f"{i}"] for i, name in enumerate(header["names"])
+        }

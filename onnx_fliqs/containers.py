@@ -28,8 +28,13 @@ class Container:
     """Code = number of the format * multiplier, a power of two."""
 
     def encode(self, numbers: npt.NDArray[np.float32], name: str) -> ir.TensorProtocol:
-        """Turn numbers of the format into a stored tensor; exact."""
+        """Turn numbers of the format into a stored tensor; exact.
+
+        Only 2^31, which is the end of int32 in float32, becomes the float32 below it.
+        """
         scaled = numbers * np.float32(self.multiplier)
+        if self.dtype is ir.DataType.INT32:
+            scaled = np.minimum(scaled, np.nextafter(np.float32(2**31), np.float32(0)))
         return ir.Tensor(scaled.astype(self.dtype.numpy()), dtype=self.dtype, name=name)
 
     @property

@@ -1,6 +1,6 @@
 """Quality and agreement of model files in ONNX Runtime."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -64,7 +64,10 @@ def run_dataset(
     joined = {}
     for i, name in enumerate(names):
         parts = [row[i] for row in rows]
-        whole = np.concatenate(parts) if parts[0].ndim else parts[0]
+        if parts[0].ndim == 0:
+            joined[name] = parts[0]
+            continue
+        whole = np.concatenate(parts)
         joined[name] = whole[: len(dataset)] if dataset.fixed_batch else whole
     return joined
 
@@ -93,11 +96,13 @@ def evaluate_model(
         level: Overrides the optimisation level that an emitted model asks for.
 
     Raises:
-        ConfigError: Neither labels nor a model to compare with.
+        ConfigError: Neither labels nor a model to compare with, or one of another signature.
         DataError: The labels do not fit the model's output.
     """
     if dataset.labels is None and against is None:
         raise ConfigError("the data has no `labels`: name the float model with --against")
+    if against is not None:
+        _check_signature(model, against)
     session, used = open_session(model, level)
     names = [str(v.name) for v in model.graph.outputs if v.dtype in (None, ir.DataType.FLOAT)]
     outputs = run_dataset(session, dataset, names)
@@ -110,6 +115,24 @@ def evaluate_model(
     objective = choose_objective(against, reference, labelled=False, distillation=1.0)
     value = quality(objective.metric, outputs, teacher=reference)
     return Evaluation(objective.metric, value, len(dataset), used)
+
+
+def _check_signature(model: ir.Model, against: ir.Model) -> None:
+    """Refuse two models that cannot be compared, input by input and output by output."""
+    for kind in ("inputs", "outputs"):
+        mine, theirs = (
+            {str(v.name) for v in getattr(m.graph, kind) if not v.is_initializer()}
+            for m in (model, against)
+        )
+        if mine != theirs:
+            raise ConfigError(
+                f"the {kind} of the model ({_listing(mine)}) and of the one to compare with"
+                f" ({_listing(theirs)}) have different names"
+            )
+
+
+def _listing(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, sorted(names))) or "none"
 
 
 def scored_output(outputs: Mapping[str, Array], dataset: Dataset) -> dict[str, Array]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import numpy as np
 import onnx_ir as ir
 
 from onnx_fliqs.errors import UnsupportedError
@@ -102,7 +101,7 @@ def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
 def _classify(node: ir.Node, found: _Found) -> None:
     name = node.name or ""
     if node.domain or node.op_type not in _LAYER_OPS:
-        if not node.domain and node.op_type in _NOT_YET:
+        if not node.domain and node.op_type in _NOT_YET and _holds_layers(node):
             found.skipped.append(
                 Skipped(name=name, op_type=node.op_type, reason=_NOT_YET[node.op_type])
             )
@@ -122,6 +121,14 @@ def _classify(node: ir.Node, found: _Found) -> None:
             output=str(node.outputs[0].name),
         )
     )
+
+
+def _holds_layers(node: ir.Node) -> bool:
+    """Whether a recurrent cell, Einsum, or control flow with layers in its bodies."""
+    attributes = node.attributes.values()
+    bodies = [a.as_graph() for a in attributes if a.type is ir.AttributeType.GRAPH]
+    nested = [inner for body in bodies for inner in body.all_nodes()]
+    return not bodies or any(n.op_type in (*_LAYER_OPS, *_NOT_YET) for n in nested)
 
 
 def _why_not(node: ir.Node) -> str | None:
@@ -152,7 +159,8 @@ def _weight_axis(node: ir.Node, index: int, rank: int) -> int | None:
     if node.op_type == "Gemm":
         transposed = node.attributes.get_int("transB" if index else "transA", 0)
         return (0 if transposed else 1) if index else (1 if transposed else 0)
-    return rank - 1 if index else rank - 2
+    # ONNX Runtime's integer kernels take one scale for a stack of matrices.
+    return (1 if index else 0) if rank == 2 else None
 
 
 def _weight_site(layer: Layer, node: ir.Node) -> Site | None:
@@ -243,15 +251,22 @@ def _never_negative(value: ir.Value | None, depth: int = 64) -> bool:
         low = _constant(node.inputs[1]) if len(node.inputs) > 1 else None
         return low is not None and float(low.numpy().min()) >= 0
     if node.op_type == "Pad":
-        fill = _constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        return (fill is None or float(fill.numpy().min()) >= 0) and _never_negative(
-            node.inputs[0], depth - 1
-        )
+        fill = _fill(node)
+        return fill is not None and fill >= 0 and _never_negative(node.inputs[0], depth - 1)
     if node.op_type in _REARRANGING | _SIGN_KEEPING:
         return _never_negative(node.inputs[0], depth - 1)
     if node.op_type in _ALL_INPUTS_SIGN_KEEPING:
         return all(_never_negative(v, depth - 1) for v in node.inputs)
     return False
+
+
+def _fill(node: ir.Node) -> float | None:
+    """The number with which a Pad fills, 0 where it repeats values; None if unknown."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None or node.attributes.get_string("mode", "constant") != "constant":
+        return 0.0
+    tensor = _constant(value)
+    return None if tensor is None else float(tensor.numpy().reshape(-1)[0])
 
 
 # --- one site per tensor -------------------------------------------------------------------
@@ -296,13 +311,17 @@ def _tensor_sites(model: ir.Model, found: _Found) -> list[Site]:
             direct = tuple(name for v in inputs for name in makers.get(v, ()))
             owners[value] = (*owners.get(value, ()), *direct) or inherited
         elif _keeps_grid(node):
-            for value in node.outputs:
+            # The second output of MaxPool is indices.
+            for value in node.outputs if node.op_type == "Split" else node.outputs[:1]:
                 owners[value] = (*owners.get(value, ()), *inherited)
                 makers[value] = makers.get(inputs[0], ())
                 grids[value] = inputs[0]
     order = _definition_order(model)
     return _build_tensor_sites(
-        sorted((v for v in owners if not v.is_graph_output()), key=lambda v: order[v]),
+        sorted(
+            (v for v in owners if v.uses() and not v.is_graph_output()),
+            key=lambda v: order[v],
+        ),
         owners,
         grids,
     )
@@ -310,9 +329,7 @@ def _tensor_sites(model: ir.Model, found: _Found) -> list[Site]:
 
 def _keeps_grid(node: ir.Node) -> bool:
     if node.op_type == "Pad":
-        fill = _constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        mode = node.attributes.get_string("mode", "constant")
-        return mode == "constant" and (fill is None or not np.any(fill.numpy()))
+        return _fill(node) == 0
     return node.op_type in _REARRANGING
 
 
@@ -330,7 +347,7 @@ def _build_tensor_sites(
     for value in tensors:
         source = sites.get(grids[value]) if value in grids else None
         site = Site(
-            name=str(value.name),
+            name=f"{value.name}@all",
             tensor=str(value.name),
             layers=tuple(dict.fromkeys(owners[value])),
             consumers=tuple((str(node.name), index) for node, index in value.uses()),

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnx_fliqs.calibrate import (
     Observer,
     activation_scales,
+    layer_distortions,
     sample_values,
     weight_scales,
 )
@@ -18,7 +19,7 @@ from onnx_fliqs.data import Dataset, input_specs, synthetic
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.formats import Format
 from onnx_fliqs.passes.canonicalise import canonicalise
-from onnx_fliqs.sites import Layer, SearchSpace
+from onnx_fliqs.sites import Layer, SearchSpace, Site
 from onnx_fliqs.targets import Target
 from onnx_fliqs.train_step import Batch
 
@@ -94,7 +95,7 @@ def prepare(
 
 
 def _shape(value: ir.Value) -> tuple[int, ...]:
-    return value.const_value.shape.numpy() if value.const_value is not None else ()
+    return tuple(value.const_value.shape.numpy()) if value.const_value is not None else ()
 
 
 def _macs(
@@ -136,26 +137,32 @@ def _unsigned_inputs(
 ) -> SearchSpace:
     """Mark sites on graph inputs that were never negative (raw pixels) as unsigned.
 
-    Inside the graph, only what the operators guarantee counts.
+    Inside the graph, only what the operators guarantee counts, and what shares an input's
+    scale.
     """
-    return replace(
-        space,
-        sites=tuple(
-            replace(site, unsigned=True)
-            if site.tensor in samples and float(samples[site.tensor].min()) >= 0
-            else site
-            for site in space.sites
-        ),
+
+    def never_negative(site: Site) -> bool:
+        source = space.site[site.same_scale_as or site.name]
+        return source.tensor in samples and float(samples[source.tensor].min()) >= 0
+
+    sites = (
+        replace(site, unsigned=site.unsigned or never_negative(site)) for site in space.sites
     )
+    return replace(space, sites=tuple(sites))
 
 
 def calibrate(
     prepared: Prepared, dataset: Dataset, seed: int
-) -> tuple[Prepared, dict[tuple[str, str], npt.NDArray[np.float32]]]:
+) -> tuple[
+    Prepared,
+    dict[tuple[str, str], npt.NDArray[np.float32]],
+    tuple[npt.NDArray[np.float64], ...],
+]:
     """Scales for every site and format, from the float model and calibration samples.
 
     Returns:
-        The prepared model, sites on never-negative inputs now unsigned, and the scales.
+        The prepared model, sites on never-negative inputs now unsigned; the scales; and for
+        each layer the relative squared error of its operands in each format.
     """
     canonical, space = prepared.canonical, prepared.space
     tensors = [site.tensor for site in space.sites if not site.is_weight]
@@ -168,8 +175,10 @@ def calibrate(
             space, {name: samples[name] for name in samples if name in inputs}
         )
     scales = activation_scales(space, samples)
-    scales |= weight_scales(space, weights_of(canonical, space), seed)
-    return Prepared(canonical, space), scales
+    weights = weights_of(canonical, space)
+    scales |= weight_scales(space, weights, seed)
+    distortions = layer_distortions(space, samples, weights, scales)
+    return Prepared(canonical, space), scales, distortions
 
 
 def weights_of(model: ir.Model, space: SearchSpace) -> dict[str, npt.NDArray[Any]]:

@@ -5,8 +5,8 @@ Three phases, by step:
 1. *delay*: formats are drawn uniformly and the weights train; the policy does not learn;
 2. *search*: formats are drawn from the policy, which learns from the loss of several draws on
    held-out samples, under an entropy penalty that grows;
-3. *frozen*: the most probable assignment within the budget is fixed, and the weights train on it
-   alone. Its best weights on the held-out samples are what is served.
+3. *frozen*: the most probable assignment within the budget is fixed, and the weights train on
+   it alone. Its best weights on the held-out samples are what is served.
 
 Everything a step does is a function of its number, the seed and one :class:`SearchState`, so a
 search that continues from a checkpoint ends with the same bytes as one that never stopped.
@@ -26,20 +26,31 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_fliqs import controller as policy
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.calibrate import activation_scales, blended, sample_values, weight_scales
 from onnx_fliqs.checkpoint import Checkpoint
 from onnx_fliqs.config import SearchConfig
-from onnx_fliqs.controller import Choices, ControllerState
+from onnx_fliqs.controller import (
+    Choices,
+    Controller,
+    Method,
+    Policy,
+    entropy,
+    expected_cost,
+    most_probable,
+    sample,
+    uniform,
+)
 from onnx_fliqs.cost import (
     Budget,
     BudgetKind,
+    CostTable,
     check_feasible,
     cost_of,
     cost_table,
     reachable_bits,
 )
+from onnx_fliqs.critic import Critic
 from onnx_fliqs.data import Dataset, batch_indices, check_labels, input_specs, load_npz, split
 from onnx_fliqs.emit import emit
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
@@ -56,6 +67,7 @@ from onnx_fliqs.prepare import (
     with_weights,
 )
 from onnx_fliqs.projection import project
+from onnx_fliqs.reinforce import Reinforce
 from onnx_fliqs.report import SearchResult, layer_reports
 from onnx_fliqs.runtime import load_training, make_session
 from onnx_fliqs.sites import ScaleTable, SearchSpace, SiteValues
@@ -104,7 +116,7 @@ class Progress:
     loss: float
     """Training loss of this step (NaN if nothing trains)."""
     held_out: float
-    """Mean loss of the policy's draws on held-out samples; NaN outside the search phase."""
+    """Mean loss of the policy's draws on held-out samples; NaN in the frozen phase."""
     cost: float
     """Expected cost as a share of the budget."""
     entropy: float
@@ -131,7 +143,8 @@ class SearchState:
     step: int
     """Steps done."""
     train: TrainState
-    controller: ControllerState
+    controller: Any
+    """What the policy has learned; the controller knows its form."""
     scales: Scales
     final: Choices | None = None
     """The fixed assignment, once there is one."""
@@ -200,6 +213,8 @@ class _Setup:
     target: Target
     prepared: Prepared
     scales: Scales
+    distortions: tuple[npt.NDArray[np.float64], ...]
+    """Relative squared error of each layer's operands in each format."""
     budget: Budget
     objective: Objective
     train: Dataset
@@ -229,7 +244,7 @@ def _set_up(
             " pass --data for a model to ship"
         )
     train, held_out = split(dataset, _validation_share(len(dataset), config), config.seed)
-    prepared, scales = calibrate(prepared, train, config.seed)
+    prepared, scales, distortions = calibrate(prepared, train, config.seed)
     objective = _objective(prepared, train, config)
     outputs = objective.outputs
     prepared = _mark_frozen(prepared, outputs)
@@ -243,6 +258,7 @@ def _set_up(
         target,
         prepared,
         scales,
+        distortions,
         budget,
         objective,
         train,
@@ -256,7 +272,7 @@ def _settings(config: SearchConfig, budget: Budget) -> dict[str, Any]:
     """The settings that change the result, as JSON values."""
     settings = asdict(config)
     settings["budget"] = str(budget)
-    settings["controller"]["cost"] = config.controller.cost.value
+    settings["controller"]["method"] = config.controller.method.value
     settings["workers"] = config.threads
     del settings["checkpoint_every"]
     return settings
@@ -318,6 +334,8 @@ class _Run:
         self._freeze = min(round(config.freeze * config.steps), config.steps - 1)
         limit = setup.budget.limit(space)
         self._costs = tuple(row / limit for row in cost_table(space, setup.budget.kind))
+        self._controller = _controller(setup, self._costs)
+        self._uniform = uniform([len(row) for row in self._costs])
         self._parts = _part_sizes(setup.train, config)
         searchable = setup.prepared.canonical.clone()
         InsertSearchSitesPass(space)(searchable)
@@ -339,8 +357,9 @@ class _Run:
 
     def initial(self) -> SearchState:
         """Before the first step: calibrated thresholds, a uniform policy."""
-        sizes = [len(self._space.formats)] * len(self._space.layers)
-        return SearchState(0, self._step.initial(), policy.initial(sizes), self._setup.scales)
+        return SearchState(
+            0, self._step.initial(), self._controller.initial(), self._setup.scales
+        )
 
     def loop(
         self, state: SearchState, progress: Callable[[Progress], None] | None
@@ -369,12 +388,11 @@ class _Run:
             state = replace(state, scales=self._rescale(state))
         phase = self._phase(step)
         rng = np.random.default_rng([config.seed, step, 0])
-        choices = state.final if state.final is not None else self._draw(state, phase, rng)
-        state, loss = self._train(state, choices)
+        policy = self._policy(state)
+        state, loss = self._train(state, state.final or sample(policy, rng))
         held_out = math.nan
-        if phase is Phase.SEARCH:
-            controller, held_out = self._learn(state, rng)
-            state = replace(state, controller=controller)
+        if phase is not Phase.FROZEN:
+            state, held_out = self._learn(state, policy, rng)
         state = replace(state, step=step + 1)
         measured = None
         if phase is Phase.FROZEN and self._is_evaluation(state.step):
@@ -385,10 +403,20 @@ class _Run:
             phase=phase,
             loss=loss,
             held_out=held_out,
-            cost=self._expected_cost(state),
-            entropy=policy.entropy(state.controller) if state.final is None else state.entropy,
+            cost=self._expected_cost(state, policy),
+            entropy=entropy(policy) if state.final is None else state.entropy,
             quality=measured,
         )
+
+    def _policy(self, state: SearchState) -> Policy:
+        """The policy of the coming step: uniform during the delay."""
+        if state.step < self._delay:
+            return self._uniform
+        return self._controller.policy(state.controller, self._progress(state.step))
+
+    def _progress(self, step: int) -> float:
+        """Time of the search, 0 at the end of the delay to 1 when the policy is fixed."""
+        return (step - self._delay) / max(1, self._freeze - self._delay)
 
     def _phase(self, step: int) -> Phase:
         if step >= self._freeze:
@@ -400,15 +428,10 @@ class _Run:
         every = max(1, (steps - self._freeze) // _EVALUATIONS)
         return (steps - step) % every == 0
 
-    def _expected_cost(self, state: SearchState) -> float:
+    def _expected_cost(self, state: SearchState, policy: Policy) -> float:
         if state.final is not None:
             return float(sum(r[c] for r, c in zip(self._costs, state.final, strict=True)))
-        return policy.expected_cost(state.controller, self._costs)
-
-    def _draw(self, state: SearchState, phase: Phase, rng: np.random.Generator) -> Choices:
-        if phase is Phase.DELAY:
-            return tuple(int(rng.integers(len(row))) for row in self._costs)
-        return policy.sample(state.controller, rng)
+        return expected_cost(policy, self._costs)
 
     def _values(self, choices: Choices, scales: ScaleTable) -> SiteValues:
         return self._space.values(self._formats(choices), scales)
@@ -450,35 +473,31 @@ class _Run:
         return config.learning_rate * warm * (_LEAST_RATE + (1 - _LEAST_RATE) * cosine)
 
     def _learn(
-        self, state: SearchState, rng: np.random.Generator
-    ) -> tuple[ControllerState, float]:
-        """One step on the policy, from several draws on the same held-out batch."""
+        self, state: SearchState, policy: Policy, rng: np.random.Generator
+    ) -> tuple[SearchState, float]:
+        """Score several draws of the policy on one held-out batch; learn from them."""
         config, data = self._setup.config, self._setup.held_out
         size = data.fixed_batch or min(config.held_out_batch, len(data))
         indices = batch_indices(len(data), size, state.step, config.seed + 1)
-        draws = [policy.sample(state.controller, rng) for _ in range(config.draws)]
+        draws = [sample(policy, rng) for _ in range(config.draws)]
         losses = self._step.losses(
             state.train,
             make_batch(data, indices),
             [self._values(draw, state.scales) for draw in draws],
         )
-        progress = (state.step - self._delay) / max(1, self._freeze - self._delay)
-        controller = policy.update(
-            state.controller,
-            draws,
-            [-loss for loss in losses],
-            self._costs,
-            progress,
-            config.controller,
-        )
-        return controller, float(np.mean(losses))
+        if state.step < self._delay:
+            learned = self._controller.observe(state.controller, draws, losses)
+        else:
+            learned = self._controller.update(
+                state.controller, draws, losses, self._progress(state.step)
+            )
+        return replace(state, controller=learned), float(np.mean(losses))
 
     def _fix(self, state: SearchState) -> SearchState:
-        """Fix the assignment, and take the weights as they were before training as the first
-        candidate: training must beat them.
-        """
-        final = project(policy.probabilities(state.controller), self._costs)
-        fixed = replace(state, final=final, entropy=policy.entropy(state.controller))
+        """Fix the assignment; the untrained weights are the first candidate, to be beaten."""
+        policy = self._controller.policy(state.controller, 1.0)
+        final = project(policy, self._costs)
+        fixed = replace(state, final=final, entropy=entropy(policy))
         untrained = replace(fixed, train=self._step.initial(), scales=self._setup.scales)
         return replace(fixed, best=self._measure(untrained)[0].best)
 
@@ -516,7 +535,9 @@ class _Run:
             for site in space.sites
             if site.is_weight
         }
-        choices = state.final or policy.most_probable(state.controller)
+        choices = state.final or most_probable(
+            self._controller.policy(state.controller, self._progress(state.step))
+        )
         names = [site.tensor for site in space.sites if not site.is_weight]
         batch = _batches(self._setup.train, _EVALUATION_BATCH)[0]
         seen = self._step.observe(
@@ -530,14 +551,14 @@ class _Run:
 
     def _save(self, state: SearchState) -> None:
         if self._store is not None:
-            self._store.write(_to_arrays(state))
+            self._store.write(_to_arrays(state, self._controller))
 
     def restore(self) -> SearchState:
         """The state of the checkpoint, or the initial one if there is none."""
         arrays = self._store.read() if self._store is not None else None
         if arrays is None:
             return self.initial()
-        return _from_arrays(arrays, self._step)
+        return _from_arrays(arrays, self._step, self._controller)
 
     # --- the end ---------------------------------------------------------------------------
 
@@ -587,6 +608,13 @@ class _Run:
         )
 
 
+def _controller(setup: _Setup, costs: CostTable) -> Controller[Any]:
+    config = setup.config.controller
+    if config.method is Method.REINFORCE:
+        return Reinforce(costs, config)
+    return Critic(costs, setup.distortions, config)
+
+
 def _part_sizes(data: Dataset, config: SearchConfig) -> list[int]:
     """How a training batch is cut: one part per worker, or as the model's batch size says."""
     fixed = data.fixed_batch
@@ -609,13 +637,16 @@ def _batches(data: Dataset, size: int) -> list[Batch]:
 # --- state as arrays -----------------------------------------------------------------------
 
 
-def _to_arrays(state: SearchState) -> dict[str, Array]:
+def _to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Array]:
     arrays: dict[str, Array] = {
         "step": np.asarray(state.step),
         "skipped": np.asarray(state.skipped),
         "entropy": np.asarray(state.entropy),
         **{f"train/{name}": array for name, array in state.train.arrays().items()},
-        **{f"controller/{name}": array for name, array in state.controller.arrays().items()},
+        **{
+            f"controller/{name}": array
+            for name, array in controller.to_arrays(state.controller).items()
+        },
         **_scale_arrays("scales", state.scales),
     }
     if state.final is not None:
@@ -629,7 +660,9 @@ def _to_arrays(state: SearchState) -> dict[str, Array]:
     return arrays
 
 
-def _from_arrays(arrays: Mapping[str, Array], step: TrainStep) -> SearchState:
+def _from_arrays(
+    arrays: Mapping[str, Array], step: TrainStep, controller: Controller[Any]
+) -> SearchState:
     best = None
     if "best" in arrays:
         value, loss = map(float, arrays["best"])
@@ -639,7 +672,7 @@ def _from_arrays(arrays: Mapping[str, Array], step: TrainStep) -> SearchState:
     return SearchState(
         step=int(arrays["step"]),
         train=step.restore(_below("train", arrays)),
-        controller=ControllerState.from_arrays(_below("controller", arrays)),
+        controller=controller.from_arrays(_below("controller", arrays)),
         scales=_scales_below("scales", arrays),
         final=tuple(map(int, arrays["final"])) if "final" in arrays else None,
         entropy=float(arrays["entropy"]),

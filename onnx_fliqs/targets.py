@@ -74,7 +74,7 @@ TARGETS: Final[dict[str, Target]] = {
     for target in (
         Target(
             name="generic",
-            description="standard ONNX QDQ; formats without an ONNX type are simulated exactly",
+            description="standard ONNX QDQ; formats without a type of their own are simulated",
             formats=None,
             default_space="int-l",
             default_bits=5.0,

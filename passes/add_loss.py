@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.objective import LossKind, LossTerm
@@ -93,7 +94,7 @@ class _Appender:
         self._graph.append(node)
         return node.outputs[0]
 
-    def constant(self, name: str, array: np.ndarray | np.generic) -> ir.Value:  # type: ignore[type-arg]
+    def constant(self, name: str, array: npt.ArrayLike) -> ir.Value:
         value = ir.val(f"{self._prefix}.{name}", const_value=ir.tensor(array))
         self._graph.register_initializer(value)
         return value

@@ -56,7 +56,7 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
             missing = [name for name, _ in site.consumers if name not in nodes]
             if missing:
                 raise ir.passes.PreconditionError(
-                    f"site {site.name} is read by {missing[0]!r}, which the graph does not have"
+                    f"site {site.name} is read by {missing[0]!r}, which the graph lacks"
                 )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

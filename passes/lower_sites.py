@@ -1,6 +1,5 @@
 """Turns searchable sites into standard QDQ nodes in the formats that were chosen."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,14 @@ from onnx_fliqs.formats import (
     quantize,
 )
 from onnx_fliqs.passes.insert_search_sites import SITE_KEY
-from onnx_fliqs.site_functions import DOMAIN
+from onnx_fliqs.site_functions import (
+    ANY_CODES,
+    ANY_SITE,
+    DOMAIN,
+    INTEGER_CODES,
+    INTEGER_SITE,
+    site_function,
+)
 from onnx_fliqs.sites import FormatMap, ScaleTable, SearchSpace, Site
 from onnx_fliqs.targets import Target
 
@@ -34,7 +40,7 @@ class LowerSitesPass(ir.passes.InPlacePass):
              x_q = DequantizeLinear (x_codes, scale)
 
     Activations of fewer than 8 bits get a Clip in front and travel as 8-bit integers.
-    Minifloats without one keep the site's own arithmetic, inlined, and only their weights are
+    Minifloats without one keep the site's own arithmetic and only their weights are
     stored narrow. bf16 and fp16 become Casts; float32 disappears.
 
     Requires: a model after ``InsertSearchSitesPass`` (otherwise there is nothing to do);
@@ -54,7 +60,7 @@ class LowerSitesPass(ir.passes.InPlacePass):
         self._target = target
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Lower the sites one by one, then inline."""
+        """Lower the sites one by one."""
         sites = {site.name: site for site in self._space.sites}
         nodes = [node for node in model.graph if SITE_KEY in node.metadata_props]
         if not nodes:
@@ -62,9 +68,9 @@ class LowerSitesPass(ir.passes.InPlacePass):
         made: dict[tuple[Any, ...], ir.Value] = {}
         for node in nodes:
             self._lower(model.graph, node, sites[node.metadata_props[SITE_KEY]], made)
-        for cleanup in (common.InlinePass(), common.RemoveUnusedNodesPass()):
-            cleanup(model)
-        model.functions.clear()
+        common.RemoveUnusedNodesPass()(model)
+        for name in (ANY_SITE, INTEGER_SITE):
+            model.functions.pop((DOMAIN, name, ""), None)
         model.opset_imports.pop(DOMAIN, None)
         return ir.passes.PassResult(model, modified=True)
 
@@ -93,13 +99,9 @@ class LowerSitesPass(ir.passes.InPlacePass):
             elif container.native or isinstance(fmt, IntFormat):
                 made[key] = self._activation(build, tensor, scale, fmt, container)
             else:
-                _freeze_codes(build, node, scale, fmt)
-                made[key] = node.outputs[0]
-        if made[key] is not node.outputs[0]:
-            node.outputs[0].replace_all_uses_with(made[key])
-            graph.remove(node)
-        else:
-            node.metadata_props.clear()
+                made[key] = _arithmetic(build, node, scale, fmt)
+        node.outputs[0].replace_all_uses_with(made[key])
+        graph.remove(node, safe=True)
 
     def _activation(
         self,
@@ -219,16 +221,22 @@ def _append(build: _Builder, node: ir.Node) -> ir.Value:
     return node.outputs[0]
 
 
-def _freeze_codes(
+def _arithmetic(
     build: _Builder, node: ir.Node, scale: npt.NDArray[np.float32], fmt: Format
-) -> None:
-    """Give the site constants in place of the search's inputs; it is inlined afterwards."""
+) -> ir.Value:
+    """The site's own arithmetic, with constants in place of the search's inputs."""
+    assert node.inputs[0] is not None  # a site always has its tensor
     code = grid_code(fmt)._asdict()
-    node.replace_input_with(1, build.constant("scale", scale[0]))
-    fields: Callable[[ir.Value], str] = lambda value: str(value.name).rsplit(".", 1)[1]  # noqa: E731
-    for index, value in list(enumerate(node.inputs))[2:]:
-        assert value is not None
-        field = fields(value)
-        node.replace_input_with(
-            index, build.constant(f"{field}.code", np.float32(code[field]))
-        )
+    fields = ANY_CODES if node.op_type == ANY_SITE else INTEGER_CODES
+    operands = [
+        node.inputs[0],
+        build.constant("scale", scale[0]),
+        *(build.constant(f"{field}.code", np.float32(code[field])) for field in fields),
+    ]
+    function = site_function(node.op_type)
+    values: dict[ir.Value | None, ir.Value] = dict(zip(function.inputs, operands, strict=True))
+    for inner in function:
+        name = f"{build.site.name}.{inner.outputs[0].name}"
+        copy = ir.node(inner.op_type, [values[v] for v in inner.inputs], name=name)
+        values[inner.outputs[0]] = _append(build, copy)
+    return values[function.outputs[0]]

@@ -17,13 +17,19 @@ class Case:
     text: str
     ops: Sequence[str]
     weights: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    constants: Mapping[str, float | Sequence[int]] = field(default_factory=dict)
     opset: int | None = None
     header: str | None = None
 
     def build(self) -> ir.Model:
         """The model, new each time."""
         header = HEADER if self.opset is None else old(self.opset)
-        return model(self.text, header=self.header or header, weights=self.weights)
+        return model(
+            self.text,
+            header=self.header or header,
+            weights=self.weights,
+            constants=self.constants,
+        )
 
 
 def old(opset: int) -> str:
@@ -347,5 +353,155 @@ CASES: dict[str, Case] = {
         weights={"w": (4, 3, 3, 3)},
         opset=22,
         ops=["Conv", "Relu", "GlobalAveragePool"],
+    ),
+}
+
+# Models with layers, in which sites are found, inserted and lowered.
+LAYERED: dict[str, Case] = {
+    "conv_relu_conv": Case(
+        text="""g (float[N,3,6,6] x) => (float[N,2,2,2] y) {
+            [c1] a = Conv (x, w1, b1)
+            r = Relu (a)
+            [c2] y = Conv (r, w2, b2) }""",
+        weights={"w1": (4, 3, 3, 3), "b1": (4,), "w2": (2, 4, 3, 3), "b2": (2,)},
+        ops=["Conv", "Relu", "Conv"],
+    ),
+    "depthwise_and_grouped": Case(
+        text="""g (float[N,4,6,6] x) => (float[N,6,2,2] y) {
+            [dw] a = Conv <group = 4> (x, w1, b1)
+            r = Clip (a, lo, hi)
+            [gr] y = Conv <group = 2> (r, w2) }""",
+        weights={"w1": (4, 1, 3, 3), "b1": (4,), "w2": (6, 2, 3, 3)},
+        constants={"lo": 0.0, "hi": 6.0},
+        ops=["Conv", "Clip", "Conv"],
+    ),
+    "convtranspose": Case(
+        text="""g (float[N,4,3,3] x) => (float[N,2,5,5] y) {
+            [up] a = ConvTranspose <group = 2> (x, w1, b1)
+            [down] y = ConvTranspose <pads = [1, 1, 1, 1]> (a, w2, b2) }""",
+        weights={"w1": (4, 3, 3, 3), "b1": (6,), "w2": (6, 2, 3, 3), "b2": (2,)},
+        ops=["ConvTranspose", "ConvTranspose"],
+    ),
+    "gemms": Case(
+        text="""g (float[4,2] x) => (float[5,2] y) {
+            [plain] a = Gemm <transA = 1, alpha = 0.5> (x, w1, b1)
+            [trans] b = Gemm <transB = 1> (a, w2, b2)
+            [left] y = Gemm <transA = 1> (w3, b) }""",
+        weights={"w1": (4, 3), "b1": (3,), "w2": (2, 3), "b2": (2,), "w3": (2, 5)},
+        ops=["Gemm", "Gemm", "Gemm"],
+    ),
+    "matmuls": Case(
+        text="""g (float[N,3,4] x) => (float[N,3,3] y, float[N,2] z) {
+            [right] a = MatMul (x, w1)
+            t = Transpose <perm = [0, 2, 1]> (x)
+            [left] b = MatMul (w2, x)
+            [both] c = MatMul (a, t)
+            [batched] y = MatMul (c, w3)
+            v = ReduceSum <keepdims = 0> (b, axis)
+            [vector] s = MatMul (v, w4)
+            e = Unsqueeze (s, axis)
+            z = Concat <axis = 1> (e, e) }""",
+        weights={"w1": (4, 4), "w2": (2, 3), "w3": (1, 3, 3), "w4": (4,)},
+        constants={"axis": [1]},
+        ops=["MatMul", "Transpose", "MatMul", "MatMul", "MatMul"]
+        + ["ReduceSum", "MatMul", "Unsqueeze", "Concat"],
+    ),
+    "attention": Case(
+        text="""g (float[N,5,4] x) => (float[N,5,4] y) {
+            [query] q = MatMul (x, wq)
+            [key] k = MatMul (x, wk)
+            [value] v = MatMul (x, wv)
+            kt = Transpose <perm = [0, 2, 1]> (k)
+            [scores] s = MatMul (q, kt)
+            p = Softmax <axis = -1> (s)
+            [mix] m = MatMul (p, v)
+            y = Add (m, x) }""",
+        weights={"wq": (4, 4), "wk": (4, 4), "wv": (4, 4)},
+        ops=["MatMul", "MatMul", "MatMul", "Transpose", "MatMul", "Softmax", "MatMul", "Add"],
+    ),
+    "square_of_a_tensor": Case(
+        text="""g (float[2,3,3] x) => (float[2,3,3] y) {
+            a = Relu (x)
+            [square] y = MatMul (a, a) }""",
+        ops=["Relu", "MatMul"],
+    ),
+    "shared_weight": Case(
+        text="""g (float[N,4] x) => (float[N,4] y) {
+            [once] a = MatMul (x, w)
+            r = Relu (a)
+            [twice] b = MatMul (r, w)
+            [turned] y = Gemm <transB = 1> (b, w) }""",
+        weights={"w": (4, 4)},
+        ops=["MatMul", "Relu", "MatMul", "Gemm"],
+    ),
+    "residual": Case(
+        text="""g (float[N,3,6,6] x) => (float[N,5] y) {
+            [stem] s = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
+            a = Relu (s)
+            [c1] b = Conv <pads = [1, 1, 1, 1]> (a, w2, b2)
+            c = Relu (b)
+            [c2] d = Conv <pads = [1, 1, 1, 1]> (c, w3, b3)
+            e = Add (d, a)
+            f = Relu (e)
+            p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (f)
+            q = GlobalAveragePool (p)
+            h = Flatten (q)
+            [head] y = Gemm <transB = 1> (h, w4, b4) }""",
+        weights={
+            **{"w1": (4, 3, 3, 3), "b1": (4,), "w2": (4, 4, 3, 3), "b2": (4,)},
+            **{"w3": (4, 4, 3, 3), "b3": (4,), "w4": (5, 4), "b4": (5,)},
+        },
+        ops=["Conv", "Relu", "Conv", "Relu", "Conv", "Add", "Relu"]
+        + ["MaxPool", "GlobalAveragePool", "Flatten", "Gemm"],
+    ),
+    "rearranged_input": Case(
+        text="""g (float[N,2,4,4] x) => (float[N,3] y, float[N,2,4,4] z) {
+            [c1] z = Conv (x, w1, b1)
+            s = Slice (x, starts, ends, axes)
+            f = Reshape (s, flat)
+            [fc] y = Gemm (f, w2, b2) }""",
+        weights={"w1": (2, 2, 1, 1), "b1": (2,), "w2": (8, 3), "b2": (3,)},
+        constants={"starts": [0, 0], "ends": [2, 2], "axes": [2, 3], "flat": [0, -1]},
+        ops=["Conv", "Slice", "Reshape", "Gemm"],
+    ),
+    "split_with_an_unread_part": Case(
+        text="""g (float[N,4] x) => (float[N,3] y) {
+            [fc1] a = MatMul (x, w1)
+            p, q = Split <axis = 1> (a, parts)
+            [fc2] y = MatMul (p, w2) }""",
+        weights={"w1": (4, 4), "w2": (2, 3)},
+        constants={"parts": [2, 2]},
+        ops=["MatMul", "Split", "MatMul"],
+    ),
+    "maxpool_with_indices": Case(
+        text="""g (float[N,2,4,4] x) => (float[N,2,2,2] y, int64[N,2,2,2] j) {
+            [c1] a = Conv (x, w1)
+            p, i = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (a)
+            j = Neg (i)
+            [c2] y = Conv (p, w2) }""",
+        weights={"w1": (2, 2, 1, 1), "w2": (2, 2, 1, 1)},
+        ops=["Conv", "MaxPool", "Neg", "Conv"],
+    ),
+    "layers_in_a_branch": Case(
+        text="""g (float[N,4] x, bool c) => (float[N,4] y) {
+            [outside] a = MatMul (x, w1)
+            [between] b = Relu (a)
+            d = If (c) <
+                then_branch = t () => (float[N,4] p) { [inside] p = MatMul (b, w2) },
+                else_branch = e () => (float[N,4] q) { q = Neg (b) }>
+            [after] y = MatMul (d, w3)
+            }""",
+        weights={"w1": (4, 4), "w2": (4, 4), "w3": (4, 4)},
+        ops=["MatMul", "Relu", "If", "MatMul", "Neg", "MatMul"],
+    ),
+    "read_in_a_branch": Case(
+        text="""g (float[N,4] x, bool c) => (float[N,4] y, float[N,4] z) {
+            [outside] a = MatMul (x, w1)
+            y = If (c) <
+                then_branch = t () => (float[N,4] p) { p = Exp (a) },
+                else_branch = e () => (float[N,4] q) { q = Neg (a) }>
+            [other] z = MatMul (a, w2) }""",
+        weights={"w1": (4, 4), "w2": (4, 4)},
+        ops=["MatMul", "If", "Exp", "Neg", "MatMul"],
     ),
 }

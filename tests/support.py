@@ -1,7 +1,9 @@
 """What the tests share: models as text, random feeds, and the contract of a pass."""
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,35 @@ import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
 
+from onnx_fliqs.calibrate import Observer, activation_scales, sample_values, weight_scales
+from onnx_fliqs.emit import emit_graph
+from onnx_fliqs.find_layers import find_layers
+from onnx_fliqs.formats import FORMATS, Format, IntFormat
+from onnx_fliqs.passes.canonicalise import canonicalise
+from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
+from onnx_fliqs.sites import FormatMap, ScaleTable, SearchSpace
+from onnx_fliqs.targets import TARGETS, Target
+
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>'
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 Feeds = dict[str, npt.NDArray[Any]]
 
+SEARCHED: tuple[Format, ...] = tuple(
+    sorted(
+        (f for f in FORMATS.values() if not isinstance(f, IntFormat) or f.signed),
+        key=lambda fmt: fmt.bits,
+    )
+)
+"""Every format that a layer may take, cheapest first."""
+
 
 def model(
-    text: str, *, header: str = HEADER, weights: Mapping[str, Sequence[int]] | None = None
+    text: str,
+    *,
+    header: str = HEADER,
+    weights: Mapping[str, Sequence[int]] | None = None,
+    constants: Mapping[str, float | Sequence[int]] | None = None,
 ) -> ir.Model:
     """Read a model in ONNX's textual format.
 
@@ -29,6 +52,7 @@ def model(
         header: Stands before the text.
         weights: Name to shape of float32 initializers to add, with random values that depend
             on the name and the shape only. Those called ``var...`` are positive.
+        constants: Name to value of further initializers: float32 scalars and int64 vectors.
     """
     proto = onnx.parser.parse_model(f"{header}\n{text}" if header else text)
     for name, shape in (weights or {}).items():
@@ -37,6 +61,11 @@ def model(
         if name.startswith("var"):
             array = np.abs(array) + np.float32(0.1)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    for name, value in (constants or {}).items():
+        dtype = np.float32 if isinstance(value, float) else np.int64
+        proto.graph.initializer.append(
+            onnx.numpy_helper.from_array(np.array(value, dtype), name)
+        )
     return ir.from_proto(proto)
 
 
@@ -162,3 +191,77 @@ def require_shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"{'/'.join(('../shared', *parts))} is not here")
     return path
+
+
+# -- searchable and emitted graphs ----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """A canonical model with its sites and their scales in every format it may take."""
+
+    canonical: ir.Model
+    space: SearchSpace
+    scales: ScaleTable
+    target: Target
+
+    def searchable(self, chosen: FormatMap | None = None) -> ir.Model:
+        """The graph with sites; at float32 where no formats are given."""
+        model = self.canonical.clone()
+        InsertSearchSitesPass(self.space)(model)
+        if chosen is not None:
+            values = self.space.values(chosen, self.scales)
+            for name, array in ((CODES, values.codes.reshape(-1)), (SCALES, values.scales)):
+                model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+        return model
+
+    def emitted(self, chosen: FormatMap) -> ir.Model:
+        """The graph that is shipped."""
+        return emit_graph(self.canonical, self.space, chosen, self.scales, self.target)
+
+    def random_mix(self, seed: int) -> dict[str, Format]:
+        """A random format for every layer."""
+        rng = np.random.default_rng(seed)
+        formats = self.space.formats
+        return {
+            layer.name: formats[rng.integers(len(formats))] for layer in self.space.layers
+        }
+
+
+def calibrated(
+    model: ir.Model, target: str = "generic", formats: Sequence[Format] | None = None
+) -> Calibrated:
+    """Canonicalise a model and calibrate its sites on random inputs.
+
+    Args:
+        model: It is changed.
+        target: Name of the target.
+        formats: Cheapest first; by default all that the target runs.
+    """
+    profile = TARGETS[target]
+    if formats is None:
+        formats = [f for f in SEARCHED if profile.formats is None or f.name in profile.formats]
+    canonicalise(model)
+    space = find_layers(model, profile, formats)
+    observer = Observer(model, [site.tensor for site in space.sites if not site.is_weight])
+    samples = sample_values([observer.run(random_feeds(model, 1))], 1, seed=0)
+    weights = {
+        site.tensor: initializer(model, site.tensor) for site in space.sites if site.is_weight
+    }
+    scales = activation_scales(space, samples) | weight_scales(space, weights, seed=0)
+    return Calibrated(model, space, scales, profile)
+
+
+@functools.cache
+def calibrated_case(name: str, target: str = "generic") -> Calibrated:
+    """One of the models with layers, with every format of the target; shared by the tests."""
+    from pass_models import LAYERED  # noqa: PLC0415 - pass_models imports this module
+
+    return calibrated(LAYERED[name].build(), target)
+
+
+def initializer(model: ir.Model, name: str) -> npt.NDArray[Any]:
+    """The content of an initializer."""
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None
+    return tensor.numpy()

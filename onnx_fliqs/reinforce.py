@@ -1,0 +1,169 @@
+"""The controller of FLIQS as published: REINFORCE on independent softmax logits."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_fliqs.controller import Choices, ControllerConfig, Policy, Row, softmax
+from onnx_fliqs.cost import CostTable
+
+__all__ = ["Reinforce", "ReinforceState", "entropy_weight", "reward"]
+
+_BETA1: Final = 0.9
+_BETA2: Final = 0.999
+_EPSILON: Final = 1e-8
+
+
+@dataclass(frozen=True, slots=True)
+class ReinforceState:
+    """Everything that an update changes."""
+
+    logits: tuple[Row, ...]
+    """One vector per decision."""
+    first: tuple[Row, ...]
+    """Adam's first moments."""
+    second: tuple[Row, ...]
+    """Adam's second moments."""
+    baseline: float = math.nan
+    """Running mean reward; NaN before the first."""
+    updates: int = 0
+
+
+def entropy_weight(end: float, progress: float) -> float:
+    """Cosine schedule beta_end (1 - cos(pi s)) / 2 (FLIQS's entropy regularisation)."""
+    return end * (1 - math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
+
+
+def reward(quality: float, cost: float, beta: float) -> float:
+    """R = Q + beta |T/T0 - 1| (FLIQS; TuNAS's absolute reward).
+
+    Args:
+        quality: Q, higher is better.
+        cost: T/T0.
+        beta: Negative.
+    """
+    return quality + beta * abs(cost - 1)
+
+
+class Reinforce:
+    """One draw per decision, a baseline, an entropy penalty on a cosine schedule."""
+
+    def __init__(self, costs: CostTable, config: ControllerConfig) -> None:
+        """Name the decisions.
+
+        Args:
+            costs: Cost of each choice of each decision as a share of the budget T0.
+            config: Settings.
+        """
+        self._costs = costs
+        self._config = config
+
+    def initial(self) -> ReinforceState:
+        """A uniform policy."""
+        zeros = tuple(np.zeros(len(row)) for row in self._costs)
+        return ReinforceState(zeros, zeros, zeros)
+
+    def policy(self, state: ReinforceState, progress: float) -> Policy:
+        """Softmax of the logits at temperature 1."""
+        return tuple(softmax(row) for row in state.logits)
+
+    def observe(
+        self, state: ReinforceState, draws: Sequence[Choices], losses: Sequence[float]
+    ) -> ReinforceState:
+        """During the delay only the running mean reward follows."""
+        return self._follow(state, self._rewards(draws, losses)[1])
+
+    def update(
+        self,
+        state: ReinforceState,
+        draws: Sequence[Choices],
+        losses: Sequence[float],
+        progress: float,
+    ) -> ReinforceState:
+        """One step of Adam on the logits.
+
+        With N decisions and K draws a_k of reward R_k, minimises
+        ``-1/(N K) sum_k A_k log pi(a_k) + beta_H(s)/N sum_i H(pi_i)``. The advantage A_k is R_k
+        less the mean reward of the other draws; for a single draw, less a running mean that
+        this reward has already entered.
+        """
+        scored, rewards = self._rewards(draws, losses)
+        state = self._follow(state, rewards)
+        count = len(rewards)
+        if count > 1:
+            advantages = (rewards - rewards.mean()) * count / (count - 1)
+        else:
+            advantages = rewards - state.baseline
+        weight = entropy_weight(self._config.entropy_end, progress)
+        gradients = []
+        for i, p in enumerate(self.policy(state, progress)):
+            log_p = np.log(np.maximum(p, 1e-300))
+            gradient = -weight * p * (log_p - np.sum(p * log_p))
+            for choices, advantage in zip(scored, advantages, strict=True):
+                gradient -= advantage * (np.eye(len(p))[choices[i]] - p) / count
+            gradients.append(gradient / len(self._costs))
+        return self._adam(state, gradients)
+
+    def _rewards(
+        self, draws: Sequence[Choices], losses: Sequence[float]
+    ) -> tuple[list[Choices], Row]:
+        """The draws with a finite loss, and their rewards."""
+        scored, rewards = [], []
+        for choices, loss in zip(draws, losses, strict=True):
+            if math.isfinite(loss):
+                cost = sum(float(row[c]) for row, c in zip(self._costs, choices, strict=True))
+                scored.append(choices)
+                rewards.append(reward(-loss, cost, self._config.beta))
+        return scored, np.array(rewards, np.float64)
+
+    def _follow(self, state: ReinforceState, rewards: Row) -> ReinforceState:
+        if len(rewards) == 0:
+            return state
+        mean, decay = float(rewards.mean()), self._config.baseline_decay
+        old = mean if math.isnan(state.baseline) else state.baseline
+        return replace(state, baseline=decay * old + (1 - decay) * mean)
+
+    def _adam(self, state: ReinforceState, gradients: Sequence[Row]) -> ReinforceState:
+        t = state.updates + 1
+        first = tuple(
+            _BETA1 * m + (1 - _BETA1) * g for m, g in zip(state.first, gradients, strict=True)
+        )
+        second = tuple(
+            _BETA2 * v + (1 - _BETA2) * g**2
+            for v, g in zip(state.second, gradients, strict=True)
+        )
+        logits = tuple(
+            row
+            - self._config.learning_rate
+            * (m / (1 - _BETA1**t))
+            / (np.sqrt(v / (1 - _BETA2**t)) + _EPSILON)
+            for row, m, v in zip(state.logits, first, second, strict=True)
+        )
+        return replace(state, logits=logits, first=first, second=second, updates=t)
+
+    def to_arrays(self, state: ReinforceState) -> dict[str, npt.NDArray[Any]]:
+        """The state as arrays."""
+        rows = {"logits": state.logits, "first": state.first, "second": state.second}
+        return {
+            **{
+                f"{name}/{i}": row
+                for name, value in rows.items()
+                for i, row in enumerate(value)
+            },
+            "baseline": np.asarray(state.baseline),
+            "updates": np.asarray(state.updates),
+        }
+
+    def from_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> ReinforceState:
+        """The state that :meth:`to_arrays` wrote."""
+        logits, first, second = (
+            tuple(np.asarray(arrays[f"{name}/{i}"]) for i in range(len(self._costs)))
+            for name in ("logits", "first", "second")
+        )
+        return ReinforceState(
+            logits, first, second, float(arrays["baseline"]), int(arrays["updates"])
+        )

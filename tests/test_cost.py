@@ -1,0 +1,254 @@
+"""Costs against hand counts, and budgets: what they bound and what they refuse."""
+
+import itertools
+import math
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import support
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnx_fliqs.cost import (
+    Budget,
+    BudgetKind,
+    check_feasible,
+    cost_of,
+    cost_table,
+)
+from onnx_fliqs.data import Dataset, input_specs
+from onnx_fliqs.errors import ConfigError, InfeasibleError
+from onnx_fliqs.formats import parse_format, parse_space
+from onnx_fliqs.prepare import prepare
+from onnx_fliqs.sites import Layer, SearchSpace
+from onnx_fliqs.targets import parse_target
+
+SMALL = """
+g (float[N,4,9,9] x) => (float[N,5,5] y, float[N,10] z) {
+    [strided] a = Conv <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]> (x, w1)
+    [grouped] b = Conv <kernel_shape = [3, 3], group = 2, pads = [1, 1, 1, 1]> (a, w2)
+    [up] u = ConvTranspose <kernel_shape = [2, 2], strides = [2, 2]> (b, w3)
+    m = ReduceMean <axes = [3], keepdims = 0> (b)
+    t = Transpose <perm = [0, 2, 1]> (m)
+    [product] y = MatMul (t, m)
+    p = ReduceMean <axes = [2, 3], keepdims = 0> (u)
+    [dense] d = Gemm <transB = 1> (p, w4, b4)
+    [last] z = MatMul (d, w5)
+}
+"""
+OPSET_13 = '<ir_version: 8, opset_import: ["" : 13]>'
+WEIGHTS = {
+    "w1": (6, 4, 3, 3),
+    "w2": (8, 3, 3, 3),
+    "w3": (8, 2, 2, 2),
+    "w4": (7, 2),
+    "b4": (7,),
+    "w5": (7, 10),
+}
+# Output elements of one sample times multiplications for each of them.
+MACS = {
+    "strided": (6 * 5 * 5) * (4 * 3 * 3),
+    "grouped": (8 * 5 * 5) * (3 * 3 * 3),
+    "up": (8 * 5 * 5) * (2 * 2 * 2),  # each input element meets the kernel of each output
+    "product": (5 * 5) * 8,
+    "dense": 7 * 2,
+    "last": 10 * 7,
+}
+PARAMS = {"strided": 216, "grouped": 216, "up": 64, "product": 0, "dense": 14, "last": 70}
+BUDGET_KINDS = tuple(BudgetKind)
+
+
+def small_space(batch: int = 1, formats: str = "int-l") -> SearchSpace:
+    model = support.model(SMALL, header=OPSET_13, weights=WEIGHTS)
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((batch, 4, 9, 9)).astype(np.float32)
+    dataset = Dataset({"x": images}, None, input_specs(model))
+    return prepare(model, dataset, parse_target("generic"), parse_space(formats)).space
+
+
+def space_of(*layers: tuple[int, int], formats: str = "int-l") -> SearchSpace:
+    """A space of layers of given (MACs, parameters)."""
+    return SearchSpace(
+        tuple(
+            Layer(
+                name=f"l{i}", op_type="Gemm", weight="w", params=params, output="o", macs=macs
+            )
+            for i, (macs, params) in enumerate(layers)
+        ),
+        (),
+        parse_space(formats),
+    )
+
+
+def test_macs_and_parameters_equal_the_hand_count() -> None:
+    space = small_space()
+    assert {layer.name: layer.macs for layer in space.layers} == MACS
+    assert {layer.name: layer.params for layer in space.layers} == PARAMS
+
+
+def test_macs_are_those_of_one_sample_whatever_the_data_set() -> None:
+    assert [layer.macs for layer in small_space(batch=5).layers] == list(MACS.values())
+
+
+def test_macs_of_a_model_with_a_fixed_batch_are_those_of_one_sample() -> None:
+    model = support.model(
+        "g (float[4,6] x) => (float[4,3] y) { [dense] y = MatMul (x, w) }",
+        weights={"w": (6, 3)},
+    )
+    space = prepare(model, None, parse_target("generic"), parse_space("int-s")).space
+    assert space.layers[0].macs == 18
+
+
+def test_cost_of_a_mixed_assignment_equals_the_hand_count() -> None:
+    space = small_space(formats="int-l,e4m3,e2m1,float32".replace("int-l", "int4,int6,int8"))
+    names = ["int4", "int8", "e4m3", "int6", "e2m1", "float32"]
+    bits = [4, 8, 8, 6, 4, 32]
+    chosen = {
+        layer.name: parse_format(name) for layer, name in zip(space.layers, names, strict=True)
+    }
+    cost = cost_of(space, chosen)
+    bops = sum(m * b * b for m, b in zip(MACS.values(), bits, strict=True))
+    assert cost.bops == bops
+    assert cost.effective_bits == math.sqrt(bops / sum(MACS.values()))
+    assert cost.weight_bytes == sum(p * b for p, b in zip(PARAMS.values(), bits, strict=True)) / 8
+    assert cost.relative_to_int8 == bops / (64 * sum(MACS.values()))
+
+
+@pytest.mark.parametrize("name", ["int4", "int8", "e2m1", "e5m2", "float32"])
+def test_a_uniform_assignment_has_the_bits_of_its_format(name: str) -> None:
+    space = small_space(formats="int4,int8,e2m1,e5m2,float32")
+    fmt = parse_format(name)
+    cost = cost_of(space, space.uniform(fmt))
+    assert cost.effective_bits == fmt.bits
+    assert cost.relative_to_int8 == (fmt.bits / 8) ** 2
+    assert cost.weight_bytes == sum(PARAMS.values()) * fmt.bits / 8
+
+
+@pytest.mark.parametrize("kind", BUDGET_KINDS)
+def test_the_table_adds_up_to_the_cost_of_every_assignment(kind: BudgetKind) -> None:
+    space = space_of((100, 7), (3, 50), (11, 0), formats="int4,int6,e4m3")
+    table = cost_table(space, kind)
+    for choices in itertools.product(range(3), repeat=3):
+        chosen = {f"l{i}": space.formats[c] for i, c in enumerate(choices)}
+        cost = cost_of(space, chosen)
+        total = sum(float(row[c]) for row, c in zip(table, choices, strict=True))
+        assert total == (cost.weight_bytes if kind is BudgetKind.SIZE else cost.bops)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(BudgetKind.BITS, 8), (BudgetKind.BOPS, 1), (BudgetKind.SIZE, 1)]
+)
+def test_the_budget_of_uniform_int8_is_its_cost(kind: BudgetKind, value: float) -> None:
+    space = small_space()
+    cost = cost_of(space, space.uniform(parse_format("int8")))
+    expected = cost.weight_bytes if kind is BudgetKind.SIZE else cost.bops
+    assert Budget(kind, value).limit(space) == expected
+
+
+def test_a_budget_in_bits_bounds_effective_bits() -> None:
+    space = small_space()
+    assert Budget(BudgetKind.BITS, 4.5).limit(space) == 4.5**2 * sum(MACS.values())
+
+
+@pytest.mark.parametrize("kind", BUDGET_KINDS)
+@given(value=st.floats(1e-3, 1e3), share=st.floats(1e-3, 1e3))
+def test_stated_is_the_inverse_of_limit(kind: BudgetKind, value: float, share: float) -> None:
+    space = space_of((1000, 17), (12345, 999))
+    budget = Budget(kind, value)
+    # A handful of roundings in float64 on either way.
+    assert budget.stated(space, budget.limit(space)) == pytest.approx(value, rel=1e-13)
+    other = Budget(kind, share)
+    assert other.stated(space, budget.limit(space)) == pytest.approx(value, rel=1e-13)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", BUDGET_KINDS)
+def test_a_budget_must_be_a_positive_number(kind: BudgetKind, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"--{kind.value} must be positive"):
+        Budget(kind, value)
+
+
+@pytest.mark.parametrize("kind", BUDGET_KINDS)
+def test_a_budget_names_the_option_that_states_it(kind: BudgetKind) -> None:
+    assert str(Budget(kind, 0.25)) == f"--{kind.value} 0.25"
+
+
+@pytest.mark.parametrize(
+    ("kind", "least"), [(BudgetKind.BITS, 4.0), (BudgetKind.BOPS, 0.25), (BudgetKind.SIZE, 0.5)]
+)
+def test_the_cheapest_assignment_is_feasible_and_nothing_below_it(
+    kind: BudgetKind, least: float
+) -> None:
+    space = small_space()
+    check_feasible(space, Budget(kind, least))
+    with pytest.raises(InfeasibleError) as error:
+        check_feasible(space, Budget(kind, least * 0.998))
+    assert error.value.exit_code == 4
+
+
+def test_an_infeasible_budget_is_told_the_formats_and_the_range() -> None:
+    with pytest.raises(InfeasibleError) as error:
+        check_feasible(small_space(), Budget(BudgetKind.BITS, 3))
+    message = str(error.value)
+    assert "--bits 3 " in message
+    assert "int4, int5, int6, int7, int8" in message
+    assert "--bits 4 to 8" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("value", [1e-300, 1e-12])
+@pytest.mark.parametrize("kind", BUDGET_KINDS)
+def test_a_tiny_budget_is_infeasible_rather_than_an_error_of_arithmetic(
+    kind: BudgetKind, value: float
+) -> None:
+    with pytest.raises(InfeasibleError):
+        check_feasible(small_space(), Budget(kind, value))
+
+
+@pytest.mark.parametrize("value", [100.0, 1e300])
+@pytest.mark.parametrize("kind", BUDGET_KINDS)
+def test_a_budget_beyond_the_largest_cost_is_met_by_all(kind: BudgetKind, value: float) -> None:
+    space = small_space()
+    budget = Budget(kind, value)
+    check_feasible(space, budget)
+    assert budget.limit(space) >= sum(row.max() for row in cost_table(space, kind))
+
+
+@settings(deadline=None)
+@given(
+    kind=st.sampled_from(BUDGET_KINDS),
+    formats=st.lists(
+        st.sampled_from(["int3", "int5", "int6", "int7", "int8"]), min_size=1, unique=True
+    ),
+    layers=st.lists(
+        st.tuples(st.integers(1, 10**9), st.integers(1, 10**7)), min_size=1, max_size=4
+    ),
+)
+def test_the_least_budget_of_the_message_can_be_met(
+    kind: BudgetKind, formats: list[str], layers: list[tuple[int, int]]
+) -> None:
+    space = space_of(*layers, formats=",".join(formats))
+    with pytest.raises(InfeasibleError) as error:
+        check_feasible(space, Budget(kind, 1e-6))
+    typed = float(str(error.value).split(f"--{kind.value} ")[-1].split(" to ")[0])
+    budget = Budget(kind, typed)
+    check_feasible(space, budget)
+    least = sum(float(row.min()) for row in cost_table(space, kind))
+    # The tolerance that the projection allows for rounding.
+    assert least <= budget.limit(space) * (1 + 1e-9)
+
+
+def test_a_size_budget_without_weights_is_refused() -> None:
+    model = support.model("g (float[2,3,4] a, float[2,4,5] b) => (float[2,3,5] y) { y = MatMul (a, b) }")
+    space = prepare(model, None, parse_target("generic"), parse_space("int-l")).space
+    check_feasible(space, Budget(BudgetKind.BITS, 4))
+    with pytest.raises(ConfigError, match="no layer has weights"):
+        check_feasible(space, Budget(BudgetKind.SIZE, 0.5))
+
+
+def test_preparing_leaves_the_model_as_it_is() -> None:
+    model = support.model(SMALL, header=OPSET_13, weights=WEIGHTS)
+    before = support.serialized(ir.to_proto(model))
+    prepare(model, None, parse_target("generic"), parse_space("int-l"))
+    assert support.serialized(ir.to_proto(model)) == before

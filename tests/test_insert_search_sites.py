@@ -1,0 +1,129 @@
+"""Sites stand where the search space says, and change nothing until formats are fed."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnx_fliqs.find_layers import find_layers
+from onnx_fliqs.formats import FORMATS, parse_space
+from onnx_fliqs.passes.canonicalise import canonicalise
+from onnx_fliqs.passes.insert_search_sites import (
+    CODES,
+    SCALES,
+    SITE_KEY,
+    InsertSearchSitesPass,
+)
+from onnx_fliqs.site_functions import ANY_SITE, DOMAIN, INTEGER_SITE
+from onnx_fliqs.sites import SearchSpace
+from onnx_fliqs.targets import TARGETS
+from pass_models import LAYERED
+from support import calibrated_case, check_pass, ops, random_feeds, run
+
+CASES = pytest.mark.parametrize("case", LAYERED)
+BOTH_TARGETS = pytest.mark.parametrize("target", TARGETS)
+
+
+def found(case: str, target: str, formats: str = "int8,float32") -> tuple[ir.Model, SearchSpace]:
+    canonical = canonicalise(LAYERED[case].build())
+    return canonical, find_layers(canonical, TARGETS[target], parse_space(formats))
+
+
+def site_nodes(model: ir.Model) -> dict[str, ir.Node]:
+    return {
+        node.metadata_props[SITE_KEY]: node
+        for node in model.graph.all_nodes()
+        if SITE_KEY in node.metadata_props
+    }
+
+
+@CASES
+def test_a_layered_model_becomes_canonical(case: str) -> None:
+    assert ops(canonicalise(LAYERED[case].build())) == list(LAYERED[case].ops)
+
+
+@pytest.mark.parametrize("formats", ["int8,float32", "e4m3,float32"])
+@BOTH_TARGETS
+@CASES
+def test_the_pass_keeps_its_contract(case: str, target: str, formats: str) -> None:
+    canonical, space = found(case, target, formats)
+    check_pass(InsertSearchSitesPass(space), canonical)
+
+
+@BOTH_TARGETS
+@CASES
+def test_at_float32_not_a_bit_of_the_outputs_changes(case: str, target: str) -> None:
+    prepared = calibrated_case(case, target)
+    for seed in (0, 1):
+        feeds = random_feeds(prepared.canonical, seed)
+        expected, actual = run(prepared.canonical, feeds), run(prepared.searchable(), feeds)
+        for want, got in zip(expected, actual, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+@BOTH_TARGETS
+@CASES
+def test_exactly_the_named_uses_read_a_site(case: str, target: str) -> None:
+    canonical, space = found(case, target)
+    InsertSearchSitesPass(space)(canonical)
+    nodes = {str(node.name): node for node in canonical.graph.all_nodes()}
+    sites = site_nodes(canonical)
+    assert set(sites) == set(space.site)
+    for site in space.sites:
+        tensor = sites[site.name].inputs[0]
+        assert tensor is not None
+        assert tensor.name == site.tensor
+        reads = {(str(user.name), i) for user, i in sites[site.name].outputs[0].uses()}
+        assert reads == set(site.consumers)
+        for name, index in site.consumers:
+            assert nodes[name].inputs[index] is sites[site.name].outputs[0]
+
+
+@BOTH_TARGETS
+@CASES
+def test_other_formats_change_the_outputs(case: str, target: str) -> None:
+    prepared = calibrated_case(case, target)
+    feeds = random_feeds(prepared.canonical, 1)
+    chosen = prepared.space.uniform(FORMATS["int8"])
+    plain, quantized = run(prepared.canonical, feeds), run(prepared.searchable(chosen), feeds)
+    changed = [not np.array_equal(a, b) for a, b in zip(plain, quantized, strict=True)]
+    assert any(changed)
+    for want, got in zip(plain, quantized, strict=True):
+        # 8 bits are near the float model: half a step is 1/255 of a tensor's range.
+        np.testing.assert_allclose(got, want, atol=0.05 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    ("formats", "function"), [("int8", INTEGER_SITE), ("e2m1,int8", ANY_SITE)]
+)
+def test_integers_do_with_the_shorter_function(formats: str, function: str) -> None:
+    canonical, space = found("conv_relu_conv", "generic", formats)
+    InsertSearchSitesPass(space)(canonical)
+    assert {node.op_type for node in site_nodes(canonical).values()} == {function}
+    assert [key[:2] for key in canonical.functions] == [(DOMAIN, function)]
+    assert canonical.opset_imports[DOMAIN] == 1
+
+
+def test_codes_and_scales_stand_flat_in_two_initializers() -> None:
+    canonical, space = found("conv_relu_conv", "generic")
+    InsertSearchSitesPass(space)(canonical)
+    shapes = {
+        name: canonical.graph.initializers[name].const_value.shape.numpy()  # type: ignore[union-attr]
+        for name in (CODES, SCALES)
+    }
+    assert shapes == {CODES: (4 * 5,), SCALES: (1 + 1 + 4 + 2,)}
+
+
+def test_layers_in_a_branch_stay_float() -> None:
+    for target in TARGETS:
+        canonical, space = found("layers_in_a_branch", target)
+        assert set(space.layer) == {"outside", "after"}
+        InsertSearchSitesPass(space)(canonical)
+        inside = next(n for n in canonical.graph.all_nodes() if n.name == "inside")
+        assert inside.inputs[1] is canonical.graph.initializers["w2"]
+
+
+def test_a_site_for_a_node_that_is_not_there_is_refused() -> None:
+    canonical, _ = found("gemms", "generic")
+    _, space = found("conv_relu_conv", "generic")
+    with pytest.raises(ir.passes.PreconditionError, match="'c1', which the graph lacks"):
+        InsertSearchSitesPass(space)(canonical)

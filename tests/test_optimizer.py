@@ -1,0 +1,261 @@
+"""The optimizer model against its docstring, written out in NumPy."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import pytest
+import support
+from onnx.reference import ReferenceEvaluator
+
+from onnx_fliqs.optimizer import BETA1, BETA2, build_optimizer
+
+Array: TypeAlias = npt.NDArray[Any]
+
+SHAPES: dict[str, tuple[int, ...]] = {"w": (3, 4), "b": (4,), "k": (2, 3, 1, 1), "s": ()}
+SIZE = 12 + 4 + 6 + 1
+LR = 0.01
+# Of the docstring: a gradient longer than this many times its running mean is shortened.
+CLIP = 4.0
+# Sums of 23 float32 squares in another order, and the few operations after them.
+ROUNDING = 3e-6
+
+
+@dataclass
+class State:
+    parameters: list[Array]
+    m: Array
+    v: Array
+    length: float = 0.0
+    updates: int = 0
+
+
+def start(seed: int = 0) -> State:
+    rng = np.random.default_rng(seed)
+    parameters = [
+        np.asarray(rng.standard_normal(shape), np.float32) * np.float32(10.0**i)
+        for i, shape in enumerate(SHAPES.values())
+    ]
+    zeros = np.zeros(SIZE, np.float32)
+    return State(parameters, zeros, zeros)
+
+
+def gradient(seed: int, scale: float = 1.0) -> Array:
+    return np.asarray(np.random.default_rng(seed).standard_normal(SIZE) * scale, np.float32)
+
+
+def session(shares: Sequence[float], shapes: Mapping[str, Sequence[int]] = SHAPES) -> Any:
+    model = build_optimizer(shapes, shares)
+    onnx.checker.check_model(model, full_check=True)
+    return support.session(model.SerializeToString())
+
+
+def run(
+    optimizer: ort.InferenceSession | ReferenceEvaluator,
+    state: State,
+    gradients: Sequence[Array],
+    lr: float = LR,
+) -> tuple[State, float]:
+    t = state.updates + 1
+    feeds = {
+        **{f"p{i}": array for i, array in enumerate(state.parameters)},
+        **{f"g{j}": array for j, array in enumerate(gradients)},
+        "m": state.m,
+        "v": state.v,
+        "length": np.float32(state.length),
+        "lr": np.float32(lr),
+        "correction1": np.float32(1 / (1 - BETA1**t)),
+        "correction2": np.float32(1 / (1 - BETA2**t)),
+    }
+    feeds = {name: np.asarray(value) for name, value in feeds.items()}
+    with np.errstate(all="ignore"):
+        *parameters, m, v, length, norm = optimizer.run(None, feeds)
+    return State(parameters, m, v, float(length), t), float(norm)
+
+
+def expected(state: State, g: Array, lr: float = LR) -> State:
+    """One update in float64."""
+    t = state.updates + 1
+    norm = float(np.linalg.norm(g.astype(np.float64)))
+    limit = CLIP * state.length if state.length > 0 else norm
+    clipped = g.astype(np.float64) * min(1.0, limit / norm)
+    length = 0.95 * state.length + 0.05 * min(norm, limit) if state.length > 0 else norm
+    m = BETA1 * state.m.astype(np.float64) + (1 - BETA1) * clipped
+    v = BETA2 * state.v.astype(np.float64) + (1 - BETA2) * clipped**2
+    step = (m / (1 - BETA1**t)) / np.sqrt(v / (1 - BETA2**t))
+    parameters, start = [], 0
+    for p in state.parameters:
+        direction = step[start : start + p.size].reshape(p.shape)
+        start += p.size
+        size = np.sqrt(np.mean(p.astype(np.float64) ** 2))
+        # Only a bias may be so small that it needs a floor.
+        size = max(size, 1e-3) if p.ndim <= 1 else size
+        parameters.append(p - lr * size * direction)
+    return State(parameters, m, v, length, t)
+
+
+def assert_close(found: State, wanted: State) -> None:
+    for ours, theirs in zip(found.parameters, wanted.parameters, strict=True):
+        assert ours.shape == theirs.shape
+        scale = float(np.abs(theirs).max())
+        np.testing.assert_allclose(ours, theirs, rtol=ROUNDING, atol=ROUNDING * scale)
+    np.testing.assert_allclose(found.m, wanted.m, rtol=ROUNDING, atol=1e-7)
+    np.testing.assert_allclose(found.v, wanted.v, rtol=ROUNDING, atol=1e-9)
+    assert found.length == pytest.approx(wanted.length, rel=ROUNDING)
+
+
+def assert_same(found: State, wanted: State) -> None:
+    for ours, theirs in zip(found.parameters, wanted.parameters, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(found.m, wanted.m)
+    np.testing.assert_array_equal(found.v, wanted.v)
+    assert found.length == wanted.length
+
+
+def test_several_updates_equal_the_formula() -> None:
+    optimizer, state = session([1.0]), start()
+    for step in range(5):
+        g = gradient(step)
+        after, norm = run(optimizer, state, [g])
+        assert norm == pytest.approx(float(np.linalg.norm(g)), rel=ROUNDING)
+        assert_close(after, expected(state, g))
+        state = after
+
+
+def test_the_reference_evaluator_computes_the_same() -> None:
+    reference = ReferenceEvaluator(build_optimizer(SHAPES, [1.0]))
+    state, g = start(), gradient(1)
+    assert_close(run(reference, state, [g])[0], expected(state, g))
+
+
+def test_the_first_step_moves_every_weight_by_the_learning_rate_times_the_tensors_size() -> None:
+    # Adam's first direction is the sign of the gradient.
+    state, g = start(), gradient(3)
+    after, _ = run(session([1.0]), state, [g])
+    for before, now in zip(state.parameters, after.parameters, strict=True):
+        moved = np.abs(now.astype(np.float64) - before)
+        size = np.sqrt(np.mean(before.astype(np.float64) ** 2))
+        # p - step is rounded to float32, whose spacing at 1 is 1e-7; the step is 1e-2.
+        np.testing.assert_allclose(moved, LR * size, rtol=1e-4)
+
+
+def test_tensors_of_other_sizes_move_in_proportion() -> None:
+    state, g = start(), gradient(0)
+    larger = State([p * np.float32(1024) for p in state.parameters], state.m, state.v)
+    optimizer = session([1.0])
+    small, large = run(optimizer, state, [g])[0], run(optimizer, larger, [g])[0]
+    for one, other in zip(small.parameters, large.parameters, strict=True):
+        # A power of two scales without rounding.
+        np.testing.assert_array_equal(one * np.float32(1024), other)
+
+
+def test_a_bias_of_zeros_moves() -> None:
+    shapes = {"b": (5,), "s": ()}
+    zeros = np.zeros(6, np.float32)
+    state = State([np.zeros(5, np.float32), np.zeros((), np.float32)], zeros, zeros)
+    g = np.array([1, -2, 3, -4, 5, 6], np.float32)
+    after, _ = run(session([1.0], shapes), state, [g])
+    # lr * 1e-3 * sign(g)
+    np.testing.assert_allclose(after.parameters[0], -LR * 1e-3 * np.sign(g[:5]), rtol=1e-6)
+    np.testing.assert_allclose(after.parameters[1], -LR * 1e-3, rtol=1e-6)
+
+
+def test_a_long_gradient_is_shortened_to_four_times_the_running_length() -> None:
+    optimizer, state = session([1.0]), start()
+    for step in range(3):
+        state, _ = run(optimizer, state, [gradient(step)])
+    long = gradient(9, 1000.0)
+    after, norm = run(optimizer, state, [long])
+    assert norm == pytest.approx(float(np.linalg.norm(long)), rel=ROUNDING)
+    assert_close(after, expected(state, long))
+    added = (after.m - np.float32(BETA1) * state.m) / np.float32(1 - BETA1)
+    assert np.linalg.norm(added) == pytest.approx(CLIP * state.length, rel=1e-4)
+    # 0.95 + 0.05 * 4: the running length follows what was applied, not what came.
+    assert after.length == pytest.approx(1.15 * state.length, rel=ROUNDING)
+
+
+@pytest.mark.parametrize("share", [3.9, 4.1])
+def test_the_bound_lies_at_four_times_the_running_length(share: float) -> None:
+    state = start()
+    state.length = 2.0
+    g = gradient(2)
+    g *= np.float32(share * 2.0 / np.linalg.norm(g))
+    after, _ = run(session([1.0]), state, [g])
+    kept = float(np.linalg.norm(after.m)) / (1 - BETA1)
+    assert kept == pytest.approx(min(share, CLIP) * 2.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e38])
+@pytest.mark.parametrize("seen", [0, 3])
+def test_a_gradient_that_is_not_finite_leaves_everything_as_it_is(
+    bad: float, seen: int
+) -> None:
+    optimizer, state = session([1.0]), start()
+    for step in range(seen):
+        state, _ = run(optimizer, state, [gradient(step)])
+    g = gradient(5)
+    g[7] = bad
+    after, norm = run(optimizer, state, [g])
+    assert not norm < 3e38
+    assert_same(after, state)
+    # And training goes on as if it had never been.
+    g = gradient(6)
+    assert_close(run(optimizer, state, [g])[0], expected(state, g))
+
+
+def test_a_part_that_is_not_finite_spoils_the_whole_batch() -> None:
+    state, bad = start(), gradient(0)
+    bad[0] = np.nan
+    after, _ = run(session([0.5, 0.5]), state, [gradient(1), bad])
+    assert_same(after, state)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.75, 0.25), (0.5, 0.3, 0.2)])
+def test_several_parts_are_their_weighted_mean(shares: tuple[float, ...]) -> None:
+    state = start()
+    parts = [gradient(j) for j in range(len(shares))]
+    mean = sum(np.float64(s) * g for s, g in zip(shares, parts, strict=True))
+    after, norm = run(session(shares), state, parts)
+    assert norm == pytest.approx(float(np.linalg.norm(mean)), rel=ROUNDING)
+    assert_close(after, expected(state, np.asarray(mean)))
+
+
+def test_a_gradient_of_zeros_changes_no_weight() -> None:
+    optimizer, state = session([1.0]), start()
+    after, norm = run(optimizer, state, [np.zeros(SIZE, np.float32)])
+    assert norm == 0.0
+    assert_same(after, state)
+
+
+def test_a_weight_without_a_gradient_stays_where_it_is() -> None:
+    optimizer, state = session([1.0]), start()
+    for step in range(3):
+        g = gradient(step)
+        g[12:16] = 0
+        after, _ = run(optimizer, state, [g])
+        np.testing.assert_array_equal(after.parameters[1], state.parameters[1])
+        assert not np.array_equal(after.parameters[0], state.parameters[0])
+        state = after
+
+
+def test_a_learning_rate_of_zero_moves_only_the_moments() -> None:
+    state = start()
+    after, _ = run(session([1.0]), state, [gradient(0)], lr=0.0)
+    for before, now in zip(state.parameters, after.parameters, strict=True):
+        np.testing.assert_array_equal(before, now)
+    assert np.any(after.m)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1e3, 1e15])
+def test_the_size_of_the_gradient_does_not_matter(scale: float) -> None:
+    state = start()
+    optimizer = session([1.0])
+    one, _ = run(optimizer, state, [gradient(0)])
+    other, _ = run(optimizer, state, [gradient(0, scale)])
+    for a, b in zip(one.parameters, other.parameters, strict=True):
+        # The same quotients, of numbers that round differently.
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(np.abs(a).max()))

@@ -1,0 +1,767 @@
+"""The search from end to end: budgets, the same bytes, interruptions, and refusals."""
+
+import functools
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import support
+
+from onnx_fliqs.assignment import Assignment
+from onnx_fliqs.config import SearchConfig
+from onnx_fliqs.controller import ControllerConfig, Method
+from onnx_fliqs.cost import Budget, BudgetKind, cost_of
+from onnx_fliqs.data import Dataset, input_specs, load_npz
+from onnx_fliqs.errors import (
+    ConfigError,
+    DataError,
+    FliqsError,
+    InfeasibleError,
+    InterruptedSearchError,
+    ModelError,
+)
+from onnx_fliqs.evaluate import evaluate_model
+from onnx_fliqs.formats import parse_format, parse_space
+from onnx_fliqs.model import load_model
+from onnx_fliqs.prepare import prepare
+from onnx_fliqs.report import SearchResult
+from onnx_fliqs.search import Phase, Progress, search
+from onnx_fliqs.targets import TARGETS, parse_target
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = ROOT / "examples" / "digits_cnn.onnx"
+TRAIN = ROOT / "examples" / "digits_train.npz"
+TEST = ROOT / "examples" / "digits_test.npz"
+
+QUICK = SearchConfig(
+    steps=24, batch_size=16, held_out_batch=16, draws=2, refresh=5, workers=1, seed=3
+)
+SMALL = SearchConfig(steps=8, batch_size=8, held_out_batch=8, draws=2, refresh=3, workers=1)
+
+MLP = "g (float[N,4] x) => (float[N,3] y) { h = Gemm (x, w, b) r = Relu (h) y = MatMul (r, v) }"
+MLP_WEIGHTS = {"w": (4, 6), "b": (6,), "v": (6, 3)}
+
+
+@functools.cache
+def digits(samples: int = 300) -> Dataset:
+    data = load_npz(TRAIN, input_specs(load_model(DIGITS)))
+    return data.take(np.arange(samples))
+
+
+def mlp() -> ir.Model:
+    return support.model(MLP, weights=MLP_WEIGHTS)
+
+
+def samples(model: ir.Model, count: int = 40, *, labels: bool = True, seed: int = 0) -> Dataset:
+    rng = np.random.default_rng(seed)
+    specs = input_specs(model)
+    inputs = {
+        spec.name: rng.standard_normal((count, *(d or 1 for d in (spec.shape or ())[1:])))
+        for spec in specs
+    }
+    return Dataset(inputs, rng.integers(0, 3, count) if labels else None, specs)
+
+
+def written(result: SearchResult) -> tuple[bytes, str]:
+    """What would lie in the two files."""
+    return ir.to_proto(result.model).SerializeToString(), result.assignment.to_json()
+
+
+def saved(result: SearchResult, folder: Path) -> tuple[bytes, bytes]:
+    output = folder / "out.onnx"
+    assignment = result.save(output)
+    return output.read_bytes(), assignment.read_bytes()
+
+
+def assert_sound(result: SearchResult) -> None:
+    """Valid ONNX that runs at the level it asks for, and a report that is JSON."""
+    proto = ir.to_proto(result.model)
+    onnx.checker.check_model(proto, full_check=True)
+    assert {layer.name: layer.format for layer in result.layers} == dict(
+        result.assignment.layers
+    )
+    text = json.dumps(result.to_dict(), allow_nan=False)
+    assert json.loads(text)["schema"] == 1
+
+
+def share_of(result: SearchResult, budget: Budget, space: str, target: str = "generic") -> float:
+    """The cost of a result as a share of a budget on the digits."""
+    prepared = prepare(
+        load_model(DIGITS), digits(), parse_target(target), parse_space(space)
+    ).space
+    cost = cost_of(prepared, result.assignment.formats(prepared))
+    spent = cost.weight_bytes if budget.kind is BudgetKind.SIZE else cost.bops
+    return spent / budget.limit(prepared)
+
+
+def never(_: Progress) -> None:
+    raise AssertionError("training began")
+
+
+class Recorder:
+    """Collects the progress, and may stop the search at a step."""
+
+    def __init__(self, stop: int = 0, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self.reports: list[Progress] = []
+        self._stop, self._error = stop, error
+
+    def __call__(self, report: Progress) -> None:
+        self.reports.append(report)
+        if report.step == self._stop:
+            raise self._error
+
+
+# --- the result ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quick() -> SearchResult:
+    return search(DIGITS, digits(), QUICK)
+
+
+def test_a_search_on_the_example_keeps_its_quality_within_its_budget() -> None:
+    budget = Budget(BudgetKind.BITS, 4.5)
+    config = SearchConfig(steps=60, batch_size=32, budget=budget, workers=2)
+    recorder = Recorder()
+    result = search(DIGITS, TRAIN, config, progress=recorder)
+    assert_sound(result)
+    assert 0.98 <= share_of(result, budget, "int-l") <= 1.0
+    assert 4.5 * 0.98 <= result.cost.effective_bits <= 4.5
+    assert result.metric == "accuracy"
+    assert result.float_quality > 0.95
+    assert result.quantized_quality > 0.9
+    assert result.warnings == ()
+    test = load_npz(TEST, input_specs(result.model))
+    assert evaluate_model(result.model, test).value > 0.9
+    assert [report.step for report in recorder.reports] == list(range(1, 61))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(BudgetKind.BITS, 6.0), (BudgetKind.BOPS, 0.3), (BudgetKind.SIZE, 0.6)]
+)
+def test_every_kind_of_budget_is_met(kind: BudgetKind, value: float) -> None:
+    budget = Budget(kind, value)
+    result = search(DIGITS, digits(), replace(QUICK, budget=budget))
+    assert 0.98 <= share_of(result, budget, "int-l") <= 1.0
+
+
+@pytest.mark.parametrize("value", [4.0, 8.0, 20.0])
+def test_budgets_at_and_beyond_the_ends_of_the_space_are_met(value: float) -> None:
+    model = mlp()
+    result = search(
+        model, samples(model), replace(SMALL, budget=Budget(BudgetKind.BITS, value))
+    )
+    expected = {4.0: 4.0, 8.0: 8.0, 20.0: 8.0}[value]
+    assert result.cost.effective_bits == expected
+
+
+def test_the_least_budget_that_the_message_names_can_be_searched() -> None:
+    model, config = mlp(), replace(SMALL, space="int5,int8")
+    with pytest.raises(InfeasibleError) as error:
+        search(model, None, replace(config, budget=Budget(BudgetKind.BOPS, 0.1)))
+    typed = float(str(error.value).split("--bops ")[-1].split(" to ")[0])
+    result = search(
+        model, samples(model), replace(config, budget=Budget(BudgetKind.BOPS, typed))
+    )
+    assert set(result.assignment.layers.values()) == {"int5"}
+
+
+@pytest.mark.parametrize("space", ["fp-l", "int4,int8,e4m3", "fp-s", "int4,bf16,float32"])
+def test_every_kind_of_space_is_searched(space: str) -> None:
+    result = search(DIGITS, digits(), replace(QUICK, space=space, steps=12))
+    assert_sound(result)
+    names = {fmt.name for fmt in parse_space(space)}
+    assert set(result.assignment.layers.values()) <= names
+    assert result.verification.searched is not None
+    assert result.verification.searched.rms < 1e-3
+
+
+def test_a_space_of_one_format_is_that_format() -> None:
+    result = search(DIGITS, digits(), replace(QUICK, space="int6", steps=6))
+    assert set(result.assignment.layers.values()) == {"int6"}
+    assert result.cost.effective_bits == 6
+
+
+@pytest.mark.parametrize(("bits", "uniform"), [(None, True), (12.0, False)])
+def test_the_ort_cpu_target_gets_what_it_runs(bits: float | None, uniform: bool) -> None:
+    budget = None if bits is None else Budget(BudgetKind.BITS, bits)
+    result = search(DIGITS, digits(), replace(QUICK, target="ort-cpu", budget=budget))
+    assert_sound(result)
+    used = set(result.assignment.layers.values())
+    assert used <= set(TARGETS["ort-cpu"].formats or ())
+    assert (used == {"int8"}) == uniform
+    assert result.assignment.target == "ort-cpu"
+    assert result.quantized_quality > 0.9
+
+
+def test_the_progress_tells_the_phases_in_order() -> None:
+    recorder = Recorder()
+    search(DIGITS, digits(), QUICK, progress=recorder)
+    reports = recorder.reports
+    assert [report.step for report in reports] == list(range(1, 25))
+    phases = list(dict.fromkeys(report.phase for report in reports))
+    assert phases == [Phase.DELAY, Phase.SEARCH, Phase.FROZEN]
+    assert sorted(reports, key=lambda r: phases.index(r.phase)) == reports
+    for report in reports:
+        assert report.steps == 24
+        assert np.isfinite(report.loss)
+        assert np.isfinite(report.held_out) == (report.phase is not Phase.FROZEN)
+        assert report.cost > 0
+        assert report.entropy >= 0
+        if report.phase is not Phase.FROZEN:
+            assert report.quality is None
+    frozen = [r for r in reports if r.phase is Phase.FROZEN]
+    assert all(r.cost <= 1.000001 for r in frozen)
+    assert frozen[-1].quality is not None
+    assert 0 <= frozen[-1].quality <= 1
+
+
+@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize("draws", [1, 3])
+def test_every_method_ends_in_the_budget(method: Method, draws: int) -> None:
+    config = replace(QUICK, draws=draws, controller=ControllerConfig(method=method), steps=12)
+    budget = Budget(BudgetKind.BITS, 5.0)
+    result = search(DIGITS, digits(), replace(config, budget=budget))
+    assert 0.98 <= share_of(result, budget, "int-l") <= 1.0
+
+
+def test_a_model_in_memory_is_left_as_it_is() -> None:
+    model = mlp()
+    before = support.serialized(ir.to_proto(model))
+    result = search(model, samples(model), SMALL)
+    assert support.serialized(ir.to_proto(model)) == before
+    assert_sound(result)
+
+
+def test_a_saved_result_is_read_again(quick: SearchResult, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    assignment = quick.save(output)
+    assert assignment == tmp_path / "out.assignment.json"
+    assert Assignment.read(assignment) == quick.assignment
+    data = load_npz(TEST, input_specs(load_model(output)))
+    assert evaluate_model(load_model(output), data).value > 0.8
+    named = quick.save(output, tmp_path / "other.json")
+    assert named.read_bytes() == assignment.read_bytes()
+    report = quick.to_dict(output, named)
+    assert report["output"] == str(output)
+    assert report["assignment"] == str(named)
+
+
+def test_the_report_adds_up(quick: SearchResult) -> None:
+    report = quick.to_dict()
+    assert report["schema"] == 1
+    assert report["seed"] == 3
+    assert report["steps"] == 24
+    assert report["quality"]["metric"] == "accuracy"
+    assert sum(layer["share"] for layer in report["layers"]) == pytest.approx(1.0)
+    bops = sum(layer["macs"] * layer["bits"] ** 2 for layer in report["layers"])
+    assert report["cost"]["bops"] == bops
+    for layer in report["layers"]:
+        assert layer["bits"] == parse_format(layer["format"]).bits
+        assert layer["trained"]
+        assert layer["reason"] is None
+    json.dumps(report, allow_nan=False)
+
+
+# --- the same bytes ------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_files(quick: SearchResult, tmp_path: Path) -> None:
+    again = search(DIGITS, digits(), QUICK)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert saved(again, tmp_path / "a") == saved(quick, tmp_path / "b")
+
+
+def test_several_workers_give_the_same_files_twice() -> None:
+    config = replace(QUICK, workers=2, steps=12)
+    assert written(search(DIGITS, digits(), config)) == written(
+        search(DIGITS, digits(), config)
+    )
+
+
+def test_another_seed_gives_other_files(quick: SearchResult) -> None:
+    other = search(DIGITS, digits(), replace(QUICK, seed=4))
+    assert written(other)[0] != written(quick)[0]
+
+
+def test_checkpoints_do_not_change_the_result(quick: SearchResult, tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    result = search(DIGITS, digits(), replace(QUICK, checkpoint_every=1), checkpoint=folder)
+    assert written(result) == written(quick)
+    assert folder.is_dir()
+
+
+# The delay ends after step 5, the search after step 18.
+@pytest.mark.parametrize("step", [1, 5, 6, 11, 18, 19, 22, 24])
+def test_an_interrupted_search_resumes_to_the_same_bytes(
+    quick: SearchResult, tmp_path: Path, step: int
+) -> None:
+    folder = tmp_path / "c"
+    with pytest.raises(InterruptedSearchError, match=f"after {step} of 24 steps"):
+        search(DIGITS, digits(), QUICK, checkpoint=folder, progress=Recorder(step))
+    recorder = Recorder()
+    resumed = search(
+        DIGITS, digits(), QUICK, checkpoint=folder, resume=True, progress=recorder
+    )
+    assert [report.step for report in recorder.reports] == list(range(step + 1, 25))
+    assert written(resumed) == written(quick)
+    assert (resumed.float_quality, resumed.quantized_quality, resumed.entropy) == (
+        quick.float_quality,
+        quick.quantized_quality,
+        quick.entropy,
+    )
+
+
+def test_a_search_that_is_interrupted_again_and_again_ends_with_the_same_bytes(
+    quick: SearchResult, tmp_path: Path
+) -> None:
+    folder = tmp_path / "c"
+    for step in (2, 3, 9, 20):
+        with pytest.raises(InterruptedSearchError):
+            search(
+                DIGITS,
+                digits(),
+                QUICK,
+                checkpoint=folder,
+                resume=True,
+                progress=Recorder(step),
+            )
+    resumed = search(DIGITS, digits(), QUICK, checkpoint=folder, resume=True)
+    assert written(resumed) == written(quick)
+
+
+@pytest.mark.parametrize("step", [9, 21])
+def test_a_search_that_failed_resumes_from_its_last_checkpoint(
+    quick: SearchResult, tmp_path: Path, step: int
+) -> None:
+    folder, config = tmp_path / "c", replace(QUICK, checkpoint_every=4)
+    with pytest.raises(MemoryError):
+        search(
+            DIGITS,
+            digits(),
+            config,
+            checkpoint=folder,
+            progress=Recorder(step, MemoryError),
+        )
+    recorder = Recorder()
+    resumed = search(
+        DIGITS, digits(), config, checkpoint=folder, resume=True, progress=recorder
+    )
+    assert recorder.reports[0].step == step // 4 * 4 + 1
+    assert written(resumed) == written(quick)
+
+
+def test_a_finished_search_resumes_to_its_result(quick: SearchResult, tmp_path: Path) -> None:
+    folder, config = tmp_path / "c", replace(QUICK, checkpoint_every=8)
+    search(DIGITS, digits(), config, checkpoint=folder)
+    again = search(DIGITS, digits(), config, checkpoint=folder, resume=True, progress=never)
+    assert written(again) == written(quick)
+
+
+def test_an_interruption_without_a_checkpoint_says_how_far_it_came() -> None:
+    with pytest.raises(InterruptedSearchError, match="after 2 of 24 steps"):
+        search(DIGITS, digits(), QUICK, progress=Recorder(2))
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from onnx_fliqs.config import SearchConfig
+from onnx_fliqs.search import search
+if __name__ == "__main__":
+    model, data, folder = map(Path, sys.argv[1:])
+    config = SearchConfig(
+        steps=24, batch_size=16, held_out_batch=16, draws=2, refresh=5, workers=1, seed=3,
+        checkpoint_every=2,
+    )
+    search(model, data, config, checkpoint=folder, progress=lambda r: print(r.step, flush=True))
+"""
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_search_that_is_killed_resumes_to_the_same_bytes(
+    quick: SearchResult, tmp_path: Path, seed: int
+) -> None:
+    folder, data = tmp_path / "c", tmp_path / "data.npz"
+    np.savez(data, image=digits().inputs["image"], labels=digits().labels)  # type: ignore[arg-type]
+    moment = random.Random(seed)
+    step = moment.randrange(3, 23)
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(DIGITS), str(data), str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+    ) as child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if int(line) >= step:
+                break
+        try:
+            # A step takes some 10 ms: the blow falls within one, or while a file is written.
+            child.wait(moment.uniform(0, 0.03))
+        except subprocess.TimeoutExpired:
+            child.kill()
+    assert child.returncode < 0 or step >= 22
+    recorder = Recorder()
+    config = replace(QUICK, checkpoint_every=2)
+    resumed = search(DIGITS, data, config, checkpoint=folder, resume=True, progress=recorder)
+    assert not recorder.reports or recorder.reports[0].step >= step - 2
+    assert written(resumed) == written(quick)
+    assert [path.name for path in folder.iterdir() if path.suffix == ".npz"] == ["state.npz"]
+
+
+def interrupted(
+    model: ir.Model, data: Dataset | None, config: SearchConfig, folder: Path
+) -> None:
+    with pytest.raises(InterruptedSearchError):
+        search(model, data, config, checkpoint=folder, progress=Recorder(3))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("model", "model"),
+        ("data", "data"),
+        ("labels", "data"),
+        ("seed", "settings"),
+        ("budget", "settings"),
+        ("controller", "settings"),
+        ("steps", "settings"),
+    ],
+)
+def test_a_checkpoint_of_another_search_is_refused(
+    tmp_path: Path, change: str, named: str
+) -> None:
+    model, folder = mlp(), tmp_path / "c"
+    data, config = samples(model), SMALL
+    interrupted(model, data, config, folder)
+    if change == "model":
+        model = support.model(MLP, weights={**MLP_WEIGHTS, "w": (4, 6), "b": (6,)})
+        weights = model.graph.initializers["w"]
+        assert weights.const_value is not None
+        weights.const_value = ir.tensor(weights.const_value.numpy() * np.float32(2), name="w")
+    elif change == "data":
+        data = samples(model, seed=1)
+    elif change == "labels":
+        data = samples(model, labels=False)
+    elif change == "controller":
+        config = replace(config, controller=ControllerConfig(entropy_end=0.123))
+    elif change == "budget":
+        config = replace(config, budget=Budget(BudgetKind.BITS, 6))
+    else:
+        config = replace(config, **{change: 9})
+    with pytest.raises(FliqsError, match=f"of a search with another {named};"):
+        search(model, data, config, checkpoint=folder, resume=True, progress=never)
+
+
+def test_how_often_checkpoints_are_written_may_change_on_the_way(tmp_path: Path) -> None:
+    model, folder = mlp(), tmp_path / "c"
+    interrupted(model, samples(model), SMALL, folder)
+    config = replace(SMALL, checkpoint_every=1)
+    resumed = search(model, samples(model), config, checkpoint=folder, resume=True)
+    assert written(resumed) == written(search(model, samples(model), SMALL))
+
+
+def test_without_resume_a_checkpoint_is_not_continued(tmp_path: Path) -> None:
+    model, folder = mlp(), tmp_path / "c"
+    interrupted(model, samples(model), SMALL, folder)
+    recorder = Recorder()
+    search(model, samples(model), SMALL, checkpoint=folder, progress=recorder)
+    assert recorder.reports[0].step == 1
+
+
+def test_resuming_without_a_checkpoint_begins(tmp_path: Path) -> None:
+    model, recorder = mlp(), Recorder()
+    search(
+        model,
+        samples(model),
+        SMALL,
+        checkpoint=tmp_path / "c",
+        resume=True,
+        progress=recorder,
+    )
+    assert recorder.reports[0].step == 1
+
+
+def test_a_search_deletes_nothing_that_it_did_not_write(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    model = mlp()
+    search(model, samples(model), SMALL, checkpoint=tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_a_checkpoint_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text("a file")
+    model = mlp()
+    config = replace(SMALL, checkpoint_every=1)
+    with pytest.raises(FliqsError, match="cannot make the checkpoint folder"):
+        search(model, samples(model), config, checkpoint=tmp_path / "c")
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    model, folder = mlp(), tmp_path / "c"
+    interrupted(model, samples(model), SMALL, folder)
+    (path,) = folder.iterdir()
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(FliqsError, match="cannot be read"):
+        search(model, samples(model), SMALL, checkpoint=folder, resume=True, progress=never)
+
+
+# --- data ----------------------------------------------------------------------------------
+
+
+def test_without_labels_agreement_with_the_float_model_counts() -> None:
+    data = replace(digits(), labels=None)
+    result = search(DIGITS, data, QUICK)
+    assert_sound(result)
+    assert result.metric == "agreement"
+    assert result.float_quality == 1.0
+    assert result.quantized_quality > 0.8
+
+
+def test_labels_can_be_left_out_of_the_loss() -> None:
+    model = mlp()
+    result = search(model, samples(model), replace(SMALL, loss="mse"))
+    assert result.metric == "r2"
+    assert result.float_quality == 1.0
+
+
+def test_without_data_there_is_a_warning_and_a_model() -> None:
+    result = search(DIGITS, None, replace(QUICK, steps=6))
+    assert_sound(result)
+    assert any("no data was given" in warning for warning in result.warnings)
+    assert result.metric == "agreement"
+
+
+def test_a_regression_is_measured_by_its_variance() -> None:
+    model = support.model(
+        "g (float[N,2,4] x) => (float[N,2,3] y) { h = MatMul (x, w) y = Tanh (h) }",
+        weights={"w": (4, 3)},
+    )
+    result = search(model, samples(model, labels=False), replace(SMALL, space="int8"))
+    assert result.metric == "r2"
+    assert result.float_quality == 1.0
+    assert 0.9 < result.quantized_quality < 1.0
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_fewer_samples_than_a_batch_are_enough(count: int) -> None:
+    model = mlp()
+    assert_sound(search(model, samples(model, count), SMALL))
+
+
+@pytest.mark.parametrize("count", [1, 4, 11])
+def test_a_model_with_a_fixed_batch_is_fed_nothing_else(count: int) -> None:
+    model = support.model(MLP.replace("N", "4"), weights=MLP_WEIGHTS)
+    result = search(model, samples(model, count), SMALL)
+    assert_sound(result)
+    assert [list(v.shape or ()) for v in result.model.graph.inputs] == [[4, 4]]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_search_of_few_steps_still_ends_in_a_model(steps: int) -> None:
+    model = mlp()
+    assert_sound(search(model, samples(model), replace(SMALL, steps=steps)))
+
+
+@pytest.mark.parametrize(
+    ("delay", "freeze"), [(0.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5), (0.0, 0.5)]
+)
+def test_phases_may_be_empty(delay: float, freeze: float) -> None:
+    model = mlp()
+    assert_sound(search(model, samples(model), replace(SMALL, delay=delay, freeze=freeze)))
+
+
+def first_too_large(data: Dataset) -> Iterator[Dataset]:
+    assert data.labels is not None
+    for index in range(len(data)):
+        labels = data.labels.copy()
+        labels[index] = 3
+        yield replace(data, labels=labels)
+
+
+def test_one_label_out_of_range_is_refused_wherever_it_is() -> None:
+    model = mlp()
+    for data in first_too_large(samples(model, 12)):
+        with pytest.raises(DataError, match="labels run from 0 to 3"):
+            search(model, data, SMALL, progress=never)
+
+
+def test_many_labels_out_of_range_are_refused() -> None:
+    model = mlp()
+    data = samples(model, 200)
+    with pytest.raises(DataError, match="3 classes"):
+        search(model, replace(data, labels=np.arange(200)), SMALL, progress=never)
+
+
+def test_a_rare_label_out_of_range_beyond_the_first_batch_is_refused() -> None:
+    data = digits()
+    assert data.labels is not None
+    labels = data.labels.copy()
+    labels[-1] = 10
+    with pytest.raises(DataError, match="10 classes"):
+        search(DIGITS, replace(data, labels=labels), QUICK, progress=never)
+
+
+@pytest.mark.parametrize("shape", [(40, 1), (40, 3), (40, 2, 2)])
+def test_labels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    model = mlp()
+    data = replace(samples(model), labels=np.zeros(shape, np.int64))
+    with pytest.raises(DataError, match="labels have the shape"):
+        search(model, data, SMALL, progress=never)
+
+
+def test_labels_without_an_output_of_classes_are_refused() -> None:
+    model = support.model(
+        "g (float[N,4] x) => (float[N] y) { m = MatMul (x, w) y = ReduceMax (m, axes) }".replace(
+            "ReduceMax (m, axes)", "Squeeze (m)"
+        ),
+        weights={"w": (4, 1)},
+    )
+    with pytest.raises(DataError, match="no output has the shape"):
+        search(model, samples(model), SMALL, progress=never)
+
+
+def test_cross_entropy_without_labels_is_refused() -> None:
+    model = mlp()
+    with pytest.raises(ConfigError, match="needs `labels`"):
+        search(
+            model, samples(model, labels=False), replace(SMALL, loss="cross-entropy")
+        )
+
+
+# --- refusals before any work --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "space"),
+    [
+        (Budget(BudgetKind.BITS, 3.9), "int-l"),
+        (Budget(BudgetKind.BOPS, 0.2), "int-l"),
+        (Budget(BudgetKind.SIZE, 0.4), "int-l"),
+        (Budget(BudgetKind.BITS, 7.0), "int8"),
+    ],
+)
+def test_a_budget_out_of_reach_is_refused_before_any_training(
+    tmp_path: Path, budget: Budget, space: str
+) -> None:
+    with pytest.raises(InfeasibleError) as error:
+        search(
+            DIGITS,
+            digits(),
+            replace(QUICK, budget=budget, space=space),
+            checkpoint=tmp_path / "c",
+            progress=never,
+        )
+    assert error.value.exit_code == 4
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_missing_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        search(tmp_path / "none.onnx", None, SMALL, progress=never)
+
+
+def test_missing_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        search(DIGITS, tmp_path / "none.npz", SMALL, progress=never)
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    model = support.model("g (float[N,4] x) => (float[N,4] y) { y = Relu (x) }")
+    with pytest.raises(ModelError, match="no quantizable layer"):
+        search(model, None, SMALL, progress=never)
+
+
+# --- training that cannot be ---------------------------------------------------------------
+
+
+def test_a_model_that_cannot_be_trained_is_still_searched(tmp_path: Path) -> None:
+    model = support.model(
+        "g (float[N,4] x) => (float[N,3] y)"
+        " { h = MatMul (x, w) r = Relu (h) m = MatMul (r, v) y = CumSum (m, one) }",
+        weights={"w": (4, 6), "v": (6, 3)},
+    )
+    model.graph.register_initializer(
+        ir.Value(name="one", const_value=ir.tensor(np.int64(1), name="one"))
+    )
+    recorder = Recorder()
+    result = search(model, samples(model), SMALL, progress=recorder)
+    assert_sound(result)
+    assert all(not layer.trained for layer in result.layers)
+    assert all("CumSum" in (layer.reason or "") for layer in result.layers)
+    assert all(np.isnan(report.loss) for report in recorder.reports)
+    folder = tmp_path / "c"
+    interrupted(model, samples(model), SMALL, folder)
+    resumed = search(model, samples(model), SMALL, checkpoint=folder, resume=True)
+    assert written(resumed) == written(result)
+
+
+def test_layers_behind_an_operator_without_a_gradient_are_named() -> None:
+    model = support.model(
+        "g (float[N,4] x) => (float[N,3] y) { h = MatMul (x, w) r = CumSum (h, one)"
+        " y = MatMul (r, v) }",
+        weights={"w": (4, 6), "v": (6, 3)},
+    )
+    model.graph.register_initializer(
+        ir.Value(name="one", const_value=ir.tensor(np.int64(1), name="one"))
+    )
+    first, second = search(model, samples(model), SMALL).layers
+    assert not first.trained
+    assert "CumSum" in (first.reason or "")
+    assert second.trained
+    assert second.reason is None
+
+
+def test_products_of_activations_have_no_weight_to_train() -> None:
+    model = support.model(
+        "g (float[N,4,5] x) => (float[N,4,4] y)"
+        " { k = MatMul (x, w) t = Transpose <perm = [0, 2, 1]> (k) y = MatMul (x, t) }",
+        weights={"w": (5, 5)},
+    )
+    result = search(model, samples(model, labels=False), SMALL)
+    assert_sound(result)
+    assert [layer.trained for layer in result.layers] == [True, False]
+
+
+def test_training_that_diverges_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    model = mlp()
+    data = samples(model, labels=False)
+    huge = replace(data, inputs={"x": data.inputs["x"] * 1e30})
+    recorder = Recorder()
+    with (
+        caplog.at_level(logging.ERROR),
+        pytest.raises(FliqsError, match="diverged: no finite gradient .* --learning-rate"),
+    ):
+        search(model, huge, replace(SMALL, steps=100, loss="mse"), progress=recorder)
+    assert len(recorder.reports) < 100
+
+
+def test_a_learning_rate_that_is_far_too_large_still_ends_in_a_sound_model() -> None:
+    # What is served is never worse on the held-out samples than the weights that came.
+    config = replace(QUICK, learning_rate=0.9)
+    result = search(DIGITS, digits(), config)
+    assert_sound(result)
+    assert result.quantized_quality > 0.5
+
+
+def test_the_served_weights_are_at_least_as_good_as_the_untrained() -> None:
+    config = replace(QUICK, space="int4", learning_rate=0.3)
+    spoiled = search(DIGITS, digits(), config)
+    careful = search(DIGITS, digits(), replace(config, learning_rate=1e-8))
+    assert spoiled.quantized_quality >= careful.quantized_quality
+
+

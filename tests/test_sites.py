@@ -1,0 +1,313 @@
+"""The searchable sites: the functions in ONNX Runtime, their gradients, and what is fed."""
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnx_fliqs.formats import (
+    FORMATS,
+    FloatFormat,
+    Format,
+    GridCode,
+    IntFormat,
+    fake_quantize,
+    grid_code,
+)
+from onnx_fliqs.gradient import GRADIENT, build_gradient
+from onnx_fliqs.site_functions import (
+    ANY_CODES,
+    ANY_SITE,
+    DOMAIN,
+    INTEGER_CODES,
+    INTEGER_SITE,
+    gradient_functions,
+    site_function,
+)
+from onnx_fliqs.sites import Layer, SearchSpace, Site
+from support import model, session
+
+Array = npt.NDArray[np.float32]
+
+FIELDS = {ANY_SITE: ANY_CODES, INTEGER_SITE: INTEGER_CODES}
+EVERY = list(FORMATS.values())
+INTEGERS = [f for f in EVERY if isinstance(f, IntFormat) or f.name == "float32"]
+PAIRS = [(ANY_SITE, f) for f in EVERY] + [(INTEGER_SITE, f) for f in INTEGERS]
+IDS = [f"{function}-{fmt.name}" for function, fmt in PAIRS]
+BOTH_SITES = pytest.mark.parametrize(("function", "fmt"), PAIRS, ids=IDS)
+_HEADER = '<ir_version: 10, opset_import: ["" : 21, "onnx_fliqs" : 1]>'
+
+
+def site_model(function: str) -> ir.Model:
+    """One site of a [rows, columns] value, with a scale per row."""
+    codes = ", ".join(f"float {name}" for name in FIELDS[function])
+    names = ", ".join(FIELDS[function])
+    built = model(
+        f"""g (float[R,C] x, float[S,1] scale, {codes}) => (float[R,C] y) {{
+            y = onnx_fliqs.{function} (x, scale, {names}) }}""",
+        header=_HEADER,
+    )
+    added = site_function(function)
+    built.functions[added.identifier()] = added
+    return built
+
+
+@functools.cache
+def site_session(function: str, level: str) -> ort.InferenceSession:
+    data = ir.to_proto(site_model(function)).SerializeToString()
+    if level == "none":
+        return session(data)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def in_runtime(x: Array, scale: Array, function: str, fmt: Format, level: str) -> Array:
+    """Quantize rows with their scales, in ONNX Runtime."""
+    code = grid_code(fmt)._asdict()
+    feeds = {name: np.array(code[name], np.float32) for name in FIELDS[function]}
+    shaped = scale.reshape(-1, 1)
+    result = site_session(function, level).run(None, {"x": x, "scale": shaped, **feeds})[0]
+    return np.asarray(result)
+
+
+def interesting(fmt: Format) -> Array:
+    """Values on and between the numbers of a format, far outside, and of all magnitudes."""
+    rng = np.random.default_rng(0)
+    end = min(fmt.max, 1e30)
+    parts = [
+        rng.uniform(-1.5 * end, 1.5 * end, 4096),
+        rng.standard_normal(4096),
+        np.arange(-4096, 4096) / 16,  # ties of all formats with few bits
+        rng.standard_normal(2048) * 2.0 ** rng.integers(-30, 30, 2048),
+        np.array([0.0, -0.0, end, -end]),
+    ]
+    return np.concatenate(parts).astype(np.float32)
+
+
+@pytest.mark.parametrize("level", ["none", "default"])
+@BOTH_SITES
+def test_a_site_computes_the_reference_bit_for_bit(
+    function: str, fmt: Format, level: str
+) -> None:
+    x = interesting(fmt)[None, :]
+    scale = np.ones(1, np.float32)
+    expected = fake_quantize(x, scale, fmt)
+    # assert_array_equal holds 0 equal to -0: a site loses the sign of zero.
+    np.testing.assert_array_equal(in_runtime(x, scale, function, fmt, level), expected)
+
+
+_FINITE = st.floats(-(2.0**66), 2.0**66, width=32)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    x=st.lists(_FINITE, min_size=3, max_size=3),
+    exponents=st.lists(st.floats(-30, 30), min_size=3, max_size=3),
+)
+def test_each_channel_is_quantized_with_its_own_scale(
+    x: list[float], exponents: list[float]
+) -> None:
+    scale = np.exp2(exponents).astype(np.float32)
+    # Each value as it is, and of the size of its scale.
+    column = np.array(x, np.float32)[:, None]
+    rows = np.concatenate([column, column % 64 * scale[:, None]], axis=1).astype(np.float32)
+    for function, fmt in PAIRS:
+        expected = fake_quantize(rows, scale[:, None], fmt)
+        np.testing.assert_array_equal(in_runtime(rows, scale, function, fmt, "none"), expected)
+
+
+def test_a_tensor_of_zeros_and_the_least_scale_give_zeros() -> None:
+    zeros = np.zeros((1, 3), np.float32)
+    scale = np.float32([1e-12])
+    for function, fmt in PAIRS:
+        assert not in_runtime(zeros, scale, function, fmt, "none").any()
+
+
+def test_the_name_of_a_code_says_which_number_it_is() -> None:
+    assert GridCode._fields == ANY_CODES
+    assert set(INTEGER_CODES) < set(ANY_CODES)
+    for name, fields in FIELDS.items():
+        function = site_function(name)
+        assert [value.name for value in function.inputs] == ["x", "scale", *fields]
+        assert (function.domain, function.name) == (DOMAIN, name)
+
+
+# -- gradients ------------------------------------------------------------------------------
+
+
+@functools.cache
+def gradient_session(function: str) -> ort.InferenceSession:
+    """The gradient of sum(weights * site(x)) by x."""
+    built = site_model(function)
+    graph = built.graph
+    weights = ir.Value(name="weights", type=ir.TensorType(ir.DataType.FLOAT))
+    weights.shape = ir.Shape(["R", "C"])
+    graph.inputs.append(weights)
+    product = ir.node("Mul", [graph.outputs[0], weights], name="product")
+    product.outputs[0].name = "weighted"
+    loss = ir.node("ReduceSum", [product.outputs[0]], {"keepdims": 0}, name="sum")
+    loss.outputs[0].name = "loss"
+    loss.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    loss.outputs[0].shape = ir.Shape(())
+    graph.extend([product, loss])
+    graph.outputs[:] = [loss.outputs[0]]
+    for added in gradient_functions():
+        built.functions[added.identifier()] = added
+    proto = build_gradient(ir.to_proto(built), "loss", ["x"], [])
+    return session(proto.SerializeToString())
+
+
+def gradient(x: Array, scale: Array, weights: Array, function: str, fmt: Format) -> Array:
+    code = grid_code(fmt)._asdict()
+    feeds = {name: np.array(code[name], np.float32) for name in FIELDS[function]}
+    feeds |= {"x": x, "scale": scale.reshape(-1, 1), "weights": weights}
+    return np.asarray(gradient_session(function).run([GRADIENT], feeds)[0]).reshape(x.shape)
+
+
+@BOTH_SITES
+def test_the_gradient_passes_inside_the_clipping_range_and_nowhere_else(
+    function: str, fmt: Format
+) -> None:
+    rng = np.random.default_rng(1)
+    scale = np.float32([0.5, 2.0])
+    end = min(fmt.max, 1e30)
+    x = (rng.uniform(-2 * end, 2 * end, (2, 256)) * scale[:, None]).astype(np.float32)
+    weights = rng.standard_normal(x.shape).astype(np.float32)
+    code = grid_code(fmt)
+    t = x / scale[:, None]
+    expected = np.where((t >= code.lo) & (t <= code.hi), weights, 0)
+    np.testing.assert_array_equal(gradient(x, scale, weights, function, fmt), expected)
+
+
+@pytest.mark.parametrize("bound", ["lo", "hi"])
+def test_the_ends_of_the_range_belong_to_it(bound: str) -> None:
+    for function, fmt in PAIRS:
+        end = np.float32(getattr(grid_code(fmt), bound))
+        one = np.ones((1, 1), np.float32)
+        x = np.full((1, 1), end)
+        assert gradient(x, one[0], one, function, fmt)[0, 0] == 1.0
+
+
+@pytest.mark.parametrize("fmt", [FORMATS[n] for n in ("int8", "uint4", "e4m3", "float32")])
+def test_the_gradient_is_the_slope_of_the_site_seen_from_afar(fmt: Format) -> None:
+    # A step is not smooth, but over a hundred steps its mean slope is that of the line.
+    scale = np.float32([1.0])
+    x = np.float32([[-2e4, -40.0, 40.0, 2e4]])
+    reach = 0.5 * min(fmt.max, 40.0)
+    ends = [in_runtime(x + s * reach, scale, ANY_SITE, fmt, "none") for s in (-1, 1)]
+    slope = (ends[1] - ends[0]) / (2 * reach)
+    if fmt.name in ("int8", "e4m3"):  # uint4 ends at 15: 40 is outside it
+        np.testing.assert_allclose(slope[0, 1:3], 1.0, atol=0.08)  # half a step of e4m3 / reach
+    ones = np.ones_like(x)
+    inside = gradient(x, scale, ones, ANY_SITE, fmt)
+    np.testing.assert_allclose(inside[np.isclose(slope, 0, atol=1e-6)], 0)
+    np.testing.assert_allclose(inside[slope > 0.9], 1)
+
+
+def test_neither_scale_nor_codes_get_a_gradient() -> None:
+    outputs = {value.name for value in gradient_session(ANY_SITE).get_outputs()}
+    assert outputs == {"loss", GRADIENT}
+    x = np.ones((3, 2), np.float32)
+    flat = gradient(x, np.ones(3, np.float32), x, ANY_SITE, FORMATS["int8"])
+    assert flat.size == x.size
+
+
+# -- what an assignment feeds ---------------------------------------------------------------
+
+
+def _space(*formats: str) -> SearchSpace:
+    def layer(name: str) -> Layer:
+        return Layer(name=name, op_type="MatMul", weight=f"w_{name}", params=6, output=f"y_{name}")
+
+    def site(name: str, *layers: str, **options: object) -> Site:
+        common = {"tensor": name, "consumers": ((layers[0], 0),), "is_weight": False}
+        return Site(name=name, layers=layers, **{**common, **options})  # type: ignore[arg-type]
+
+    return SearchSpace(
+        (layer("a"), layer("b")),
+        (
+            site("x", "a"),
+            site("r", "a", "b", unsigned=True),
+            site("w", "b", is_weight=True, axis=1, channels=3, rank=2),
+            site("bias", "b", is_weight=True, axis=0, channels=3, rank=1, bias_of=("r", "w")),
+        ),
+        tuple(FORMATS[name] for name in formats),
+    )
+
+
+def _scales(space: SearchSpace) -> dict[tuple[str, str], Array]:
+    return {
+        (site.name, fmt.name): np.arange(1, site.channels + 1, dtype=np.float32) * fmt.bits
+        for site in space.sites
+        for fmt in space.site_formats(site)
+    }
+
+
+def test_a_tensor_of_several_layers_takes_the_fewest_bits_of_any() -> None:
+    space = _space("int4", "int8", "float32")
+    chosen = {"a": FORMATS["int8"], "b": FORMATS["int4"]}
+    formats = {site.name: space.site_format(site, chosen).name for site in space.sites}
+    assert formats == {"x": "int8", "r": "uint4", "w": "int4", "bias": "int32"}
+    chosen = {"a": FORMATS["float32"], "b": FORMATS["float32"]}
+    assert {space.site_format(site, chosen).name for site in space.sites} == {"float32"}
+
+
+def test_only_formats_with_a_scale_of_their_own_are_calibrated() -> None:
+    space = _space("int4", "e2m1", "bf16", "float32")
+    names = {site.name: [f.name for f in space.site_formats(site)] for site in space.sites}
+    assert names == {
+        "x": ["int4", "e2m1"],
+        "r": ["uint4", "e2m1"],
+        "w": ["int4", "e2m1"],
+        "bias": [],
+    }
+
+
+def test_codes_and_scales_come_site_after_site() -> None:
+    space = _space("int4", "int8")
+    values = space.values(space.uniform(FORMATS["int8"]), _scales(space))
+    assert values.codes.shape == (4, 5)
+    assert values.codes.dtype == values.scales.dtype == np.float32
+    expected = [grid_code(FORMATS[n]) for n in ("int8", "uint8", "int8")]
+    np.testing.assert_array_equal(values.codes[:3], np.float32(expected))
+    # The bias is added to the products: its scales are those of r times those of w.
+    np.testing.assert_array_equal(values.scales, [8, 8, 8, 16, 24, 64, 128, 192])
+
+
+def test_formats_without_a_scale_are_fed_ones() -> None:
+    space = _space("int8", "fp16", "float32")
+    for name in ("fp16", "float32"):
+        values = space.values(space.uniform(FORMATS[name]), _scales(space))
+        np.testing.assert_array_equal(values.scales, np.ones(8))
+
+
+def test_scales_broadcast_along_their_axis() -> None:
+    site = _space("int8").sites[2]
+    assert site.broadcast_shape == (1, 3)
+    assert replace(site, axis=None, channels=1).broadcast_shape == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("int4", "int8"), False),
+        (("int8", "float32"), False),
+        (("int8", "bf16"), True),
+        (("e2m1",), True),
+    ],
+)
+def test_the_mantissa_is_rounded_only_where_a_format_has_one(
+    names: tuple[str, ...], expected: bool
+) -> None:
+    assert _space(*names).needs_mantissa is expected
+    has_minifloat = any(
+        isinstance(f, FloatFormat) and f.name != "float32" for f in _space(*names).formats
+    )
+    assert has_minifloat is expected
