@@ -11,11 +11,8 @@ __all__ = ["command"]
 
 @click.command("emit")
 @options.model
-@click.option(
-    "--assignment",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="JSON file that a search wrote: a format for each layer.",
+@options.file(
+    "--assignment", "JSON file that a search wrote: a format for each layer.", required=True
 )
 @options.data(False, "Samples (.npz) to calibrate the activations' thresholds.")
 @options.target(None)

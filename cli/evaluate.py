@@ -12,11 +12,7 @@ __all__ = ["command"]
 @click.command("evaluate")
 @options.model
 @options.data(True, "Samples (.npz), with `labels` unless --against is given.")
-@click.option(
-    "--against",
-    type=click.Path(path_type=Path),
-    help="Measure the agreement with this model instead of the accuracy.",
-)
+@options.file("--against", "Measure the agreement with this model instead of the accuracy.")
 @options.json_output
 def command(model: Path, data: Path, against: Path | None, as_json: bool) -> None:
     """Measure the accuracy of MODEL in ONNX Runtime.

@@ -8,21 +8,32 @@ import click
 
 from onnx_fliqs.errors import ConfigError, FliqsError
 
-__all__ = ["check_output", "data", "json_output", "model", "output", "target"]
+__all__ = ["check_output", "data", "file", "json_output", "model", "output", "target"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-# Whether the file exists is for the library to say, with the exit code of its own.
 _FILE = click.Path(path_type=Path)
+
+
+def _existing(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Like click's own check, but one line."""
+    if value is not None and not value.is_file():
+        raise ConfigError(f"there is no file {value}")
+    return value
 
 
 def model(function: _F) -> _F:
     """The argument MODEL."""
-    return click.argument("model", type=_FILE)(function)
+    return click.argument("model", type=_FILE, callback=_existing)(function)
+
+
+def file(name: str, text: str, *, required: bool = False) -> Callable[[_F], _F]:
+    """An option that names a file to read."""
+    return click.option(name, type=_FILE, required=required, callback=_existing, help=text)
 
 
 def data(required: bool, text: str) -> Callable[[_F], _F]:
     """The option --data."""
-    return click.option("--data", type=_FILE, required=required, help=text)
+    return file("--data", text, required=required)
 
 
 def target(default: str | None) -> Callable[[_F], _F]:

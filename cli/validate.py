@@ -12,11 +12,7 @@ __all__ = ["command"]
 @click.command("validate")
 @options.model
 @options.target(None)
-@click.option(
-    "--reference",
-    type=click.Path(path_type=Path),
-    help="The float model that MODEL was made from.",
-)
+@options.file("--reference", "The float model that MODEL was made from.")
 @options.data(False, "Samples (.npz) to compare on; otherwise they are made up.")
 @options.json_output
 def command(

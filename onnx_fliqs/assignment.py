@@ -75,7 +75,7 @@ class Assignment:
         known = set(space.layer)
         missing, unknown = known - set(self.layers), set(self.layers) - known
         if missing or unknown:
-            name = sorted(missing or unknown)[0]
+            name = min(missing or unknown)
             raise ConfigError(
                 f"the assignment has no format for layer {name!r} of the model"
                 if missing

@@ -10,9 +10,10 @@ from onnx_ir.passes import common
 
 from onnx_fliqs._version import __version__
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
+from onnx_fliqs.passes.lower_opset import LowerOpsetPass
 from onnx_fliqs.passes.lower_sites import LowerSitesPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
-from onnx_fliqs.runtime import OptimizationLevel, make_session
+from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session
 from onnx_fliqs.sites import FormatMap, ScaleTable, SearchSpace
 from onnx_fliqs.targets import Target
 from onnx_fliqs.verify import Verification, verify_levels
@@ -74,10 +75,12 @@ def emit(
     warnings: tuple[str, ...] = ()
     if level is not OptimizationLevel.DEFAULT:
         graph.metadata_props[LEVEL_KEY] = level.value
-        warnings = (
-            f"run this graph at ONNX Runtime's optimisation level {level.value!r}: at higher"
-            f" levels it does not compute it right ({verification.why()})",
+        version = load_onnxruntime().__version__
+        advice = (
+            f"run this graph at ONNX Runtime's optimisation level {level.value!r}: {version} does"
+            f" not compute it right at higher ones ({verification.why()})"
         )
+        warnings = (advice,)
     return Emitted(graph, verification, level, warnings)
 
 
@@ -123,6 +126,7 @@ def emit_graph(
         InsertSearchSitesPass(space),
         LowerSitesPass(space, chosen, scales, target),
         RemoveUnusedPass(),
+        LowerOpsetPass(),
         common.ClearMetadataAndDocStringPass(),
     ):
         step(model)

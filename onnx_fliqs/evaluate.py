@@ -1,14 +1,14 @@
 """Quality and agreement of model files in ONNX Runtime."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_fliqs.data import Dataset, check_labels
+from onnx_fliqs.data import Dataset, check_labels, input_specs
 from onnx_fliqs.emit import required_level
 from onnx_fliqs.errors import ConfigError, DataError
 from onnx_fliqs.objective import Metric, choose_objective, quality
@@ -111,7 +111,9 @@ def evaluate_model(
         value = quality(Metric.ACCURACY, scores, labels=dataset.labels)
         return Evaluation(Metric.ACCURACY, value, len(dataset), used)
     assert against is not None
-    reference = run_dataset(open_session(against)[0], dataset, names)
+    # The other model may fix another batch size.
+    same = replace(dataset, specs=input_specs(against))
+    reference = run_dataset(open_session(against)[0], same, names)
     objective = choose_objective(against, reference, labelled=False, distillation=1.0)
     value = quality(objective.metric, outputs, teacher=reference)
     return Evaluation(objective.metric, value, len(dataset), used)

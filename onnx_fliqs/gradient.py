@@ -15,26 +15,52 @@ __all__ = ["GRADIENT", "build_gradient", "promote_initializers"]
 
 GRADIENT: Final = "onnx_fliqs.gradient"
 """Output of a gradient graph: all gradients, flattened, one after another."""
-_ANY_INPUT: Final = set(range(32))
+_STOP: Final = "ATen"
+"""Name of a function, an identity, at whose input the gradient ends. ONNX Runtime heeds the
+registered stop edges of operators of this name only, in whichever domain they are."""
+_STOP_KEY: Final = "stop"
 
 
 @functools.cache
-def _register_sites() -> None:
-    """Tell ONNX Runtime how sites are differentiated; its registry is global."""
+def _register() -> None:
+    """Tell ONNX Runtime how sites are differentiated, and where to stop; once a process."""
     training = load_training()
     for site, (gradient, inputs) in GRADIENTS.items():
         node = training.GradientNodeDefinition()
         node.op_type, node.domain = gradient, DOMAIN
         node.inputs, node.outputs, node.attributes = list(inputs), ["GI(0)"], []
-        key = f"{DOMAIN}::{site}"
-        training.register_gradient_definition(key, [node])
-        training.register_custom_stop_gradient_edges(key, _ANY_INPUT - {0})
+        training.register_gradient_definition(f"{DOMAIN}::{site}", [node])
+    training.register_custom_stop_gradient_edges(f"{DOMAIN}::{_STOP}::{_STOP_KEY}::", {0})
 
 
-@functools.cache
-def _stop_at(operator: str) -> None:
-    """Make the gradient end at an operator that has none."""
-    load_training().register_custom_stop_gradient_edges(operator, _ANY_INPUT)
+def _stop_behind(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Let the gradient end behind some nodes, by an identity after each of their outputs.
+
+    The builder would otherwise ask for the gradient of every node between a parameter and the
+    loss, and the process dies where it comes to control flow that reads outer values.
+    """
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.name not in names:
+            continue
+        for index, name in enumerate(node.output):
+            if name:
+                node.output[index] = f"{name}.passed"
+                stop = helper.make_node(_STOP, [f"{name}.passed"], [name], domain=DOMAIN)
+                stop.attribute.append(helper.make_attribute("operator", _STOP_KEY))
+                stop.name = f"{name}.stop"
+                nodes.append(stop)
+    ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
+    identity = helper.make_node("Identity", ["x"], ["y"])
+    opset = next(entry for entry in model.opset_import if not entry.domain)
+    model.functions.append(
+        helper.make_function(DOMAIN, _STOP, ["x"], ["y"], [identity], [opset], ["operator"])
+    )
+    if DOMAIN not in {entry.domain for entry in model.opset_import}:
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
 
 def promote_initializers(model: onnx.ModelProto, names: Sequence[str]) -> None:
@@ -61,7 +87,7 @@ def build_gradient(
             read are named. It must hold the gradient functions of its sites.
         loss: Name of the scalar output.
         parameters: Inputs to differentiate with respect to.
-        stopped: Operators (``domain::type``) without a gradient.
+        stopped: Names of the nodes that cannot be differentiated.
 
     Returns:
         A model with two outputs, the loss and :data:`GRADIENT`.
@@ -70,11 +96,11 @@ def build_gradient(
         UnsupportedError: ONNX Runtime cannot differentiate the graph.
     """
     training = load_training()
-    _register_sites()
-    for operator in stopped:
-        _stop_at(operator)
+    _register()
     graph = onnx.ModelProto()
     graph.CopyFrom(model)
+    if stopped:
+        _stop_behind(graph, stopped)
     del graph.graph.output[:]
     graph.graph.output.extend(value for value in model.graph.output if value.name == loss)
     try:

@@ -64,7 +64,7 @@ class TrainState:
             "m": self.m.numpy(),
             "v": self.v.numpy(),
             "length": self.length.numpy(),
-            "updates": np.int64(self.updates),
+            "updates": np.asarray(self.updates),
         }
 
 
@@ -160,21 +160,17 @@ class TrainStep:
                 "m": zeros,
                 "v": zeros,
                 "length": np.zeros((), np.float32),
-                "updates": np.int64(0),
+                "updates": np.asarray(0),
             }
         )
 
     def restore(self, arrays: Mapping[str, Array]) -> TrainState:
         """The state that :meth:`TrainState.arrays` wrote."""
-        wrap = load_onnxruntime().OrtValue.ortvalue_from_numpy
         return TrainState(
-            {
-                name: wrap(np.ascontiguousarray(arrays[f"parameter/{name}"]))
-                for name in self._parameters
-            },
-            wrap(arrays["m"]),
-            wrap(arrays["v"]),
-            wrap(arrays["length"]),
+            {name: _owned(arrays[f"parameter/{name}"]) for name in self._parameters},
+            _owned(arrays["m"]),
+            _owned(arrays["v"]),
+            _owned(arrays["length"]),
             int(arrays["updates"]),
         )
 
@@ -358,6 +354,19 @@ class TrainStep:
     @staticmethod
     def _input_names(session: "InferenceSession", feeds: Mapping[str, Array]) -> list[str]:
         return [value.name for value in session.get_inputs() if value.name in feeds]
+
+
+def _owned(array: Array) -> "OrtValue":
+    """A copy in ONNX Runtime's own memory.
+
+    A value made by ``ortvalue_from_numpy`` borrows the array's memory, and so do the arrays that
+    its ``numpy()`` hands out: they would dangle once the value is gone.
+    """
+    value: OrtValue = load_onnxruntime().OrtValue.ortvalue_from_shape_and_type(
+        list(array.shape), array.dtype.type
+    )
+    value.update_inplace(np.ascontiguousarray(array))
+    return value
 
 
 def _join(names: Sequence[str], rows: Sequence[Sequence[Array]]) -> dict[str, Array]:

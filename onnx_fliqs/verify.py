@@ -1,5 +1,6 @@
 """Whether an emitted graph computes what was searched, in the runtime that will run it."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias

@@ -23,6 +23,7 @@ from onnx_fliqs.passes.refuse_unsupported import (
 from onnx_fliqs.passes.remove_dropout import RemoveDropoutPass
 from onnx_fliqs.passes.remove_identities import RemoveIdentitiesPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
+from onnx_fliqs.passes.resolve_auto_padding import ResolveAutoPaddingPass
 
 __all__ = ["IR_VERSION", "OPSET", "canonicalise"]
 
@@ -71,6 +72,7 @@ def canonicalise(model: ir.Model) -> ir.Model:
         _simplify(model)
         refuse_bad_numbers(model)
         _run(model, _SHAPES, FoldBatchNormalizationPass(), LowerBatchNormalizationPass())
+        _run(model, ResolveAutoPaddingPass())
         refuse_bad_numbers(model)
         _clean_up(model, declared)
     return model

@@ -127,6 +127,28 @@ CASES: dict[str, Case] = {
         weights={"w": (4, 3, 3, 3), "wb": (4,), "var2": (4,), **_BN},
         ops=["Conv", "Neg", "Conv", "Add"],
     ),
+    "same_padding": Case(
+        text="""g (float[N,3,6,7] x) => (float[N,2,2,2] y) {
+            c = Conv <auto_pad = "SAME_UPPER", strides = [2, 2]> (x, w)
+            p = MaxPool <auto_pad = "SAME_LOWER", kernel_shape = [3, 3]> (c)
+            y = AveragePool <auto_pad = "VALID", kernel_shape = [2, 3]> (p) }""",
+        weights={"w": (2, 3, 3, 2)},
+        ops=["Conv", "MaxPool", "AveragePool"],
+    ),
+    "same_padding_of_any_size": Case(
+        text="""g (float[N,3,H,W] x) => (float[N,2,1,1] y) {
+            c = Conv <auto_pad = "SAME_UPPER"> (x, w)
+            y = GlobalAveragePool (c) }""",
+        weights={"w": (2, 3, 3, 3)},
+        ops=["Conv", "GlobalAveragePool"],
+    ),
+    "normalised_and_pooled": Case(
+        text="""g (float[N,2,4,4] x) => (float[N,2,2,2] y) {
+            n = LayerNormalization (x, s)
+            y = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (n) }""",
+        weights={"s": (4,)},
+        ops=["LayerNormalization", "MaxPool"],
+    ),
     "weight_is_graph_output": Case(
         text="""g (float[N,3,5,5] x) => (float[N,4,3,3] y, float[4,3,3,3] w) {
             c = Conv (x, w)

@@ -14,9 +14,7 @@ from onnx_fliqs.formats import FORMATS, IntFormat, parse_space
 from onnx_fliqs.sites import Layer, SearchSpace
 
 CHOICES = [
-    name
-    for name, fmt in FORMATS.items()
-    if not isinstance(fmt, IntFormat) or fmt.signed
+    name for name, fmt in FORMATS.items() if not isinstance(fmt, IntFormat) or fmt.signed
 ]
 NAMES = st.text(st.characters(codec="utf-8"), max_size=20)
 

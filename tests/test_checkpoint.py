@@ -1,4 +1,4 @@
-"""Checkpoints: all or nothing, only for the same search, and never more deleted than written."""
+"""Checkpoints: all or nothing, only for the same search, deleting nothing else."""
 
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(FliqsError, match="(?i)no space left"):
+    with pytest.raises(FliqsError, match=r"(?i)no space left"):
         store.write(arrays(2.0))
     monkeypatch.undo()
     assert_equal(store.read(), arrays(1.0))

@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 import pytest
-import support
 
+import support
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import ControllerConfig
 from onnx_fliqs.cost import Budget, BudgetKind

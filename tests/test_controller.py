@@ -222,21 +222,22 @@ def test_draws_without_a_finite_loss_are_left_out(name: str, bad: float, verb: s
         assert np.isfinite(array).all()
 
 
-@both
-def test_the_probability_of_better_draws_rises(name: str) -> None:
-    costs = tuple(np.full(2, 0.3) for _ in range(3))
-    distortions = tuple(np.array([1.0, 0.5]) for _ in range(3))
-    controller: Controller[Any] = (
-        Reinforce(costs, ControllerConfig(entropy_end=0.1))
-        if name == "reinforce"
-        else Critic(costs, distortions, ControllerConfig())
-    )
-    state = controller.initial()
-    better, worse = (1, 1, 0), (0, 1, 0)
-    for _ in range(5):
-        state = controller.update(state, [better, worse], [0.1, 0.9], 0.0)
-    before, after = (controller.policy(s, 0.0)[0] for s in (controller.initial(), state))
-    assert after[1] > before[1]
+def test_the_probability_of_better_draws_rises() -> None:
+    controller = Reinforce(tuple(np.full(2, 0.3) for _ in range(3)), ControllerConfig())
+    better, worse, state = (1, 1, 0), (0, 1, 1), controller.initial()
+    after = controller.update(state, [better, worse], [0.1, 0.9], 0.0)
+    policy = controller.policy(after, 0.0)
+    assert log_probability(policy, better) > log_probability(uniform([2] * 3), better)
+    assert log_probability(policy, worse) < log_probability(uniform([2] * 3), worse)
+
+
+def test_the_critic_spends_on_the_decision_that_was_seen_to_matter() -> None:
+    costs = tuple(np.array([0.2, 0.6]) for _ in range(2))
+    controller = Critic(costs, (np.array([1.0, 0.0]),) * 2, ControllerConfig())
+    draws = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    state = controller.observe(controller.initial(), draws, [1.0, 0.9, 0.1, 0.0])
+    first, second = controller.policy(state, 0.5)
+    assert first[1] > 0.9 > second[1]
 
 
 # --- REINFORCE -----------------------------------------------------------------------------
@@ -282,9 +283,7 @@ def test_the_gradient_of_reinforce_is_that_of_its_objective(count: int) -> None:
     losses = [float(loss) for loss in np.random.default_rng(4).normal(size=count)]
     after = controller.update(state, draws, losses, 0.6)
 
-    rewards = [
-        -q - 0.7 * abs(total(costs, a) - 1) for a, q in zip(draws, losses, strict=True)
-    ]
+    rewards = [-q - 0.7 * abs(total(costs, a) - 1) for a, q in zip(draws, losses, strict=True)]
     others = [(sum(rewards) - r) / (count - 1) for r in rewards]
     weight = 0.3 * (1 - math.cos(0.6 * math.pi)) / 2
 
@@ -310,9 +309,7 @@ def test_the_gradient_of_a_single_draw_is_weighed_by_the_running_mean() -> None:
     assert after.baseline == pytest.approx(mean, rel=1e-14)
     assert_gradient(
         descent(after),
-        slope(
-            lambda p: -(gained - mean) * log_probability(p, choices) / len(SIZES), state
-        ),
+        slope(lambda p: -(gained - mean) * log_probability(p, choices) / len(SIZES), state),
     )
 
 
@@ -486,9 +483,7 @@ def test_the_critics_policy_is_a_boltzmann_distribution_of_loss_and_cost() -> No
 def test_the_critics_policy_becomes_deterministic() -> None:
     controller = critic()
     state = after_some(controller)
-    entropies = [
-        entropy(controller.policy(state, float(s))) for s in np.linspace(0, 1, 11)
-    ]
+    entropies = [entropy(controller.policy(state, float(s))) for s in np.linspace(0, 1, 11)]
     assert entropies == sorted(entropies, reverse=True)
     # All decisions but the one that takes what is left of the budget.
     last = sorted(float(row.max()) for row in controller.policy(state, 1.0))

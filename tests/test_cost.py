@@ -6,10 +6,10 @@ import math
 import numpy as np
 import onnx_ir as ir
 import pytest
-import support
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import support
 from onnx_fliqs.cost import (
     Budget,
     BudgetKind,
@@ -111,7 +111,9 @@ def test_cost_of_a_mixed_assignment_equals_the_hand_count() -> None:
     bops = sum(m * b * b for m, b in zip(MACS.values(), bits, strict=True))
     assert cost.bops == bops
     assert cost.effective_bits == math.sqrt(bops / sum(MACS.values()))
-    assert cost.weight_bytes == sum(p * b for p, b in zip(PARAMS.values(), bits, strict=True)) / 8
+    assert (
+        cost.weight_bytes == sum(p * b for p, b in zip(PARAMS.values(), bits, strict=True)) / 8
+    )
     assert cost.relative_to_int8 == bops / (64 * sum(MACS.values()))
 
 
@@ -175,7 +177,8 @@ def test_a_budget_names_the_option_that_states_it(kind: BudgetKind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "least"), [(BudgetKind.BITS, 4.0), (BudgetKind.BOPS, 0.25), (BudgetKind.SIZE, 0.5)]
+    ("kind", "least"),
+    [(BudgetKind.BITS, 4.0), (BudgetKind.BOPS, 0.25), (BudgetKind.SIZE, 0.5)],
 )
 def test_the_cheapest_assignment_is_feasible_and_nothing_below_it(
     kind: BudgetKind, least: float
@@ -208,7 +211,9 @@ def test_a_tiny_budget_is_infeasible_rather_than_an_error_of_arithmetic(
 
 @pytest.mark.parametrize("value", [100.0, 1e300])
 @pytest.mark.parametrize("kind", BUDGET_KINDS)
-def test_a_budget_beyond_the_largest_cost_is_met_by_all(kind: BudgetKind, value: float) -> None:
+def test_a_budget_beyond_the_largest_cost_is_met_by_all(
+    kind: BudgetKind, value: float
+) -> None:
     space = small_space()
     budget = Budget(kind, value)
     check_feasible(space, budget)
@@ -240,7 +245,9 @@ def test_the_least_budget_of_the_message_can_be_met(
 
 
 def test_a_size_budget_without_weights_is_refused() -> None:
-    model = support.model("g (float[2,3,4] a, float[2,4,5] b) => (float[2,3,5] y) { y = MatMul (a, b) }")
+    model = support.model(
+        "g (float[2,3,4] a, float[2,4,5] b) => (float[2,3,5] y) { y = MatMul (a, b) }"
+    )
     space = prepare(model, None, parse_target("generic"), parse_space("int-l")).space
     check_feasible(space, Budget(BudgetKind.BITS, 4))
     with pytest.raises(ConfigError, match="no layer has weights"):

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import pytest
-import support
 from onnx.reference import ReferenceEvaluator
 
+import support
 from onnx_fliqs.optimizer import BETA1, BETA2, build_optimizer
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -73,7 +73,8 @@ def run(
     }
     feeds = {name: np.asarray(value) for name, value in feeds.items()}
     with np.errstate(all="ignore"):
-        *parameters, m, v, length, norm = optimizer.run(None, feeds)
+        outputs: list[Array] = list(optimizer.run(None, feeds))  # type: ignore[arg-type]
+    *parameters, m, v, length, norm = outputs
     return State(parameters, m, v, float(length), t), float(norm)
 
 
@@ -132,7 +133,9 @@ def test_the_reference_evaluator_computes_the_same() -> None:
     assert_close(run(reference, state, [g])[0], expected(state, g))
 
 
-def test_the_first_step_moves_every_weight_by_the_learning_rate_times_the_tensors_size() -> None:
+def test_the_first_step_moves_every_weight_by_the_learning_rate_times_the_tensors_size() -> (
+    None
+):
     # Adam's first direction is the sign of the gradient.
     state, g = start(), gradient(3)
     after, _ = run(session([1.0]), state, [g])

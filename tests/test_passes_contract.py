@@ -4,21 +4,27 @@ import importlib
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
 from onnx_fliqs.errors import UnsupportedError
+from onnx_fliqs.objective import LossKind, LossTerm
+from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
 from onnx_fliqs.passes.convert_opset import ConvertOpsetPass
+from onnx_fliqs.passes.expose_optional_outputs import ExposeOptionalOutputsPass
 from onnx_fliqs.passes.fold_batch_normalization import FoldBatchNormalizationPass
 from onnx_fliqs.passes.lower_batch_normalization import LowerBatchNormalizationPass
 from onnx_fliqs.passes.name_everything import NameEverythingPass
 from onnx_fliqs.passes.remove_dropout import RemoveDropoutPass
 from onnx_fliqs.passes.remove_identities import RemoveIdentitiesPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
+from onnx_fliqs.passes.resolve_auto_padding import ResolveAutoPaddingPass
 from pass_models import CASES
-from support import check_pass
+from support import check_pass, model, random_feeds, run
 
 PASSES = (
     ConvertOpsetPass(target=21),
@@ -28,6 +34,8 @@ PASSES = (
     RemoveDropoutPass(),
     RemoveIdentitiesPass(),
     RemoveUnusedPass(),
+    ExposeOptionalOutputsPass(),
+    ResolveAutoPaddingPass(),
 )
 # Folding multiplies before the sum what the original multiplies after it; another opset may
 # have another kernel.
@@ -78,6 +86,89 @@ def test_a_pass_documents_its_contract(module: str) -> None:
         assert -1 not in places, f"{name} lacks {SECTIONS[places.index(-1)]}"
         assert places == sorted(places)
         assert re.match(r"[A-Z][a-z]+ .*\.\n", text), f"{name} begins with no imperative line"
+
+
+SCORES = """g (float[N,4] x) => (float[N,3] y) {
+    a = MatMul (x, w)
+    y = Softmax <axis = 1> (a) }"""
+
+
+@pytest.mark.parametrize("kind", LossKind)
+@pytest.mark.parametrize("scores", ["a", "y"])
+def test_the_loss_is_what_its_name_says(kind: LossKind, scores: str) -> None:
+    plain = with_shapes(model(SCORES, weights={"w": (4, 3)}))
+    term = LossTerm(kind=kind, output="y", scores=scores, weight=0.5, variance=2.0)
+    graph = check_pass(AddLossPass([term]), plain, signature=False)
+    assert [value.name for value in graph.graph.outputs] == ["y", LOSS]
+    feeds = _loss_feeds(plain)
+    needed = {str(value.name) for value in graph.graph.inputs}
+    assert needed - {"x"} == ({teacher_input("y")} if term.needs_teacher else {LABELS})
+    y, loss = run(graph, {name: feeds[name] for name in needed})
+    teacher, labels = feeds[teacher_input("y")], feeds[LABELS]
+    logits = np.log(y) if scores == "a" else y
+    log_q = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    if kind is LossKind.CROSS_ENTROPY:
+        expected = -log_q[np.arange(len(labels)), labels].mean()
+    elif kind is LossKind.DIVERGENCE:
+        p = teacher if scores == "a" else np.exp(teacher) / np.exp(teacher).sum(1)[:, None]
+        expected = (p * (np.log(p) - log_q)).sum(axis=1).mean()
+    else:
+        expected = np.square(y - teacher).mean() / 2.0
+    np.testing.assert_allclose(loss, 0.5 * expected, rtol=1e-5)  # float32 sums
+
+
+def _loss_feeds(plain: ir.Model) -> dict[str, Any]:
+    feeds = random_feeds(plain, 2)
+    teacher = np.random.default_rng(3).dirichlet(np.ones(3), 2).astype(np.float32)
+    return feeds | {teacher_input("y"): teacher, LABELS: np.array([2, 0])}
+
+
+def test_terms_add_up_and_share_the_teacher() -> None:
+    plain = with_shapes(model(SCORES, weights={"w": (4, 3)}))
+    kinds = (LossKind.CROSS_ENTROPY, LossKind.DIVERGENCE, LossKind.SQUARED_ERROR)
+    terms = [LossTerm(kind=kind, output="y", scores="a") for kind in kinds]
+    feeds = _loss_feeds(plain)
+    graphs = [AddLossPass(chosen)(plain.clone()).model for chosen in (terms, *([t] for t in terms))]
+    losses = []
+    for graph in graphs:
+        names = [str(value.name) for value in graph.graph.inputs]
+        assert len(names) == len(set(names))
+        losses.append(run(graph, {name: feeds[name] for name in names})[-1])
+    np.testing.assert_allclose(losses[0], sum(losses[1:]), rtol=1e-6)
+
+
+def test_a_loss_of_a_value_that_is_not_there_is_refused() -> None:
+    plain = model(SCORES, weights={"w": (4, 3)})
+    term = LossTerm(kind=LossKind.DIVERGENCE, output="y", scores="logits")
+    with pytest.raises(ir.passes.PreconditionError, match="no value 'logits'"):
+        AddLossPass([term])(plain)
+
+
+def test_what_gradients_read_is_added() -> None:
+    graph = ExposeOptionalOutputsPass()(with_shapes(CASES["normalised_and_pooled"].build())).model
+    outputs = [[value.name for value in node.outputs] for node in graph.graph]
+    assert outputs == [["n", "n.mean", "n.inv_std_dev"], ["y", "y.indices"]]
+    normalisation = next(iter(graph.graph))
+    assert [value.name for value in normalisation.inputs if value] == ["x", "s", "n.bias"]
+
+
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("size", range(1, 9))
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (2, 2), (5, 3), (4, 1), (1, 2)])
+def test_written_down_padding_pads_as_the_word_did(
+    mode: str, size: int, kernel: int, stride: int
+) -> None:
+    plain = model(
+        f"""g (float[2,1,{size}] x) => (float[2,1,M] y, float[2,1,K] z) {{
+            y = Conv <auto_pad = "{mode}", strides = [{stride}]> (x, w)
+            z = AveragePool <auto_pad = "{mode}", kernel_shape = [{kernel}],
+                             strides = [{stride}]> (x) }}""",
+        weights={"w": (1, 1, kernel)},
+    )
+    explicit = ResolveAutoPaddingPass()(with_shapes(plain)).model
+    feeds = random_feeds(plain)
+    for want, got in zip(run(plain, feeds), run(explicit, feeds), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def with_shapes(model: ir.Model) -> ir.Model:

@@ -57,7 +57,10 @@ def problems(draw: st.DrawFn, *, feasible: bool = True) -> tuple[Vectors, Vector
         weights = np.exp(logits - logits.max())
         policy.append(weights / weights.sum())
     bits = np.array([4.0, 5.0, 6.0, 8.0])
-    costs = [macs * bits[: len(p)] ** 2 for macs, p in zip(10 ** rng.uniform(-2, 0, len(sizes)), policy, strict=True)]
+    costs = [
+        macs * bits[: len(p)] ** 2
+        for macs, p in zip(10 ** rng.uniform(-2, 0, len(sizes)), policy, strict=True)
+    ]
     low, high = (sum(float(pick(row)) for row in costs) for pick in (min, max))
     place = draw(st.floats(0.0, 1.3))
     budget = low + place * (high - low) if feasible else low * draw(st.floats(0.1, 0.999))

@@ -10,14 +10,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import support
 
+import support
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import ControllerConfig, Method
@@ -45,11 +44,20 @@ TRAIN = ROOT / "examples" / "digits_train.npz"
 TEST = ROOT / "examples" / "digits_test.npz"
 
 QUICK = SearchConfig(
-    steps=24, batch_size=16, held_out_batch=16, draws=2, refresh=5, workers=1, seed=3
+    space="int4,int6,int8",
+    steps=24,
+    batch_size=16,
+    held_out_batch=16,
+    draws=2,
+    refresh=5,
+    workers=1,
+    seed=3,
 )
 SMALL = SearchConfig(steps=8, batch_size=8, held_out_batch=8, draws=2, refresh=3, workers=1)
 
-MLP = "g (float[N,4] x) => (float[N,3] y) { h = Gemm (x, w, b) r = Relu (h) y = MatMul (r, v) }"
+MLP = (
+    "g (float[N,4] x) => (float[N,3] y) { h = Gemm (x, w, b) r = Relu (h) y = MatMul (r, v) }"
+)
 MLP_WEIGHTS = {"w": (4, 6), "b": (6,), "v": (6, 3)}
 
 
@@ -63,7 +71,9 @@ def mlp() -> ir.Model:
     return support.model(MLP, weights=MLP_WEIGHTS)
 
 
-def samples(model: ir.Model, count: int = 40, *, labels: bool = True, seed: int = 0) -> Dataset:
+def samples(
+    model: ir.Model, count: int = 40, *, labels: bool = True, seed: int = 0
+) -> Dataset:
     rng = np.random.default_rng(seed)
     specs = input_specs(model)
     inputs = {
@@ -95,7 +105,9 @@ def assert_sound(result: SearchResult) -> None:
     assert json.loads(text)["schema"] == 1
 
 
-def share_of(result: SearchResult, budget: Budget, space: str, target: str = "generic") -> float:
+def share_of(
+    result: SearchResult, budget: Budget, space: str, target: str = "generic"
+) -> float:
     """The cost of a result as a share of a budget on the digits."""
     prepared = prepare(
         load_model(DIGITS), digits(), parse_target(target), parse_space(space)
@@ -196,7 +208,9 @@ def test_a_space_of_one_format_is_that_format() -> None:
 @pytest.mark.parametrize(("bits", "uniform"), [(None, True), (12.0, False)])
 def test_the_ort_cpu_target_gets_what_it_runs(bits: float | None, uniform: bool) -> None:
     budget = None if bits is None else Budget(BudgetKind.BITS, bits)
-    result = search(DIGITS, digits(), replace(QUICK, target="ort-cpu", budget=budget))
+    result = search(
+        DIGITS, digits(), replace(QUICK, target="ort-cpu", space=None, budget=budget)
+    )
     assert_sound(result)
     used = set(result.assignment.layers.values())
     assert used <= set(TARGETS["ort-cpu"].formats or ())
@@ -274,6 +288,15 @@ def test_the_report_adds_up(quick: SearchResult) -> None:
     json.dumps(report, allow_nan=False)
 
 
+def test_a_result_outlives_the_search_that_made_it() -> None:
+    # So little training that the weights that came are served: they must be copies.
+    config = replace(QUICK, steps=2, learning_rate=1e-8)
+    result = search(DIGITS, digits(), config)
+    before = written(result)
+    search(DIGITS, digits(), config)
+    assert written(result) == before
+
+
 # --- the same bytes ------------------------------------------------------------------------
 
 
@@ -304,7 +327,7 @@ def test_checkpoints_do_not_change_the_result(quick: SearchResult, tmp_path: Pat
 
 
 # The delay ends after step 5, the search after step 18.
-@pytest.mark.parametrize("step", [1, 5, 6, 11, 18, 19, 22, 24])
+@pytest.mark.parametrize("step", [1, 5, 11, 18, 19, 24])
 def test_an_interrupted_search_resumes_to_the_same_bytes(
     quick: SearchResult, tmp_path: Path, step: int
 ) -> None:
@@ -384,9 +407,11 @@ if __name__ == "__main__":
     model, data, folder = map(Path, sys.argv[1:])
     config = SearchConfig(
         steps=24, batch_size=16, held_out_batch=16, draws=2, refresh=5, workers=1, seed=3,
-        checkpoint_every=2,
+        space="int4,int6,int8", checkpoint_every=2,
     )
-    search(model, data, config, checkpoint=folder, progress=lambda r: print(r.step, flush=True))
+    search(
+        model, data, config, checkpoint=folder, progress=lambda r: print(r.step, flush=True)
+    )
 """
 
 
@@ -460,8 +485,10 @@ def test_a_checkpoint_of_another_search_is_refused(
         config = replace(config, controller=ControllerConfig(entropy_end=0.123))
     elif change == "budget":
         config = replace(config, budget=Budget(BudgetKind.BITS, 6))
+    elif change == "seed":
+        config = replace(config, seed=9)
     else:
-        config = replace(config, **{change: 9})
+        config = replace(config, steps=9)
     with pytest.raises(FliqsError, match=f"of a search with another {named};"):
         search(model, data, config, checkpoint=folder, resume=True, progress=never)
 
@@ -625,9 +652,7 @@ def test_labels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_labels_without_an_output_of_classes_are_refused() -> None:
     model = support.model(
-        "g (float[N,4] x) => (float[N] y) { m = MatMul (x, w) y = ReduceMax (m, axes) }".replace(
-            "ReduceMax (m, axes)", "Squeeze (m)"
-        ),
+        "g (float[N,4] x) => (float[N] y) { m = MatMul (x, w) y = Squeeze (m) }",
         weights={"w": (4, 1)},
     )
     with pytest.raises(DataError, match="no output has the shape"):
@@ -637,9 +662,7 @@ def test_labels_without_an_output_of_classes_are_refused() -> None:
 def test_cross_entropy_without_labels_is_refused() -> None:
     model = mlp()
     with pytest.raises(ConfigError, match="needs `labels`"):
-        search(
-            model, samples(model, labels=False), replace(SMALL, loss="cross-entropy")
-        )
+        search(model, samples(model, labels=False), replace(SMALL, loss="cross-entropy"))
 
 
 # --- refusals before any work --------------------------------------------------------------
@@ -691,12 +714,16 @@ def test_a_model_without_layers_is_refused() -> None:
 
 def test_a_model_that_cannot_be_trained_is_still_searched(tmp_path: Path) -> None:
     model = support.model(
-        "g (float[N,4] x) => (float[N,3] y)"
-        " { h = MatMul (x, w) r = Relu (h) m = MatMul (r, v) y = CumSum (m, one) }",
+        """
+        g (float[N,4] x) => (float[N,3] y) {
+            one = Constant <value_int = 1> ()
+            h = MatMul (x, w)
+            r = Relu (h)
+            m = MatMul (r, v)
+            y = CumSum (m, one)
+        }
+        """,
         weights={"w": (4, 6), "v": (6, 3)},
-    )
-    model.graph.register_initializer(
-        ir.Value(name="one", const_value=ir.tensor(np.int64(1), name="one"))
     )
     recorder = Recorder()
     result = search(model, samples(model), SMALL, progress=recorder)
@@ -712,12 +739,15 @@ def test_a_model_that_cannot_be_trained_is_still_searched(tmp_path: Path) -> Non
 
 def test_layers_behind_an_operator_without_a_gradient_are_named() -> None:
     model = support.model(
-        "g (float[N,4] x) => (float[N,3] y) { h = MatMul (x, w) r = CumSum (h, one)"
-        " y = MatMul (r, v) }",
+        """
+        g (float[N,4] x) => (float[N,3] y) {
+            one = Constant <value_int = 1> ()
+            h = MatMul (x, w)
+            r = CumSum (h, one)
+            y = MatMul (r, v)
+        }
+        """,
         weights={"w": (4, 6), "v": (6, 3)},
-    )
-    model.graph.register_initializer(
-        ir.Value(name="one", const_value=ir.tensor(np.int64(1), name="one"))
     )
     first, second = search(model, samples(model), SMALL).layers
     assert not first.trained
@@ -737,17 +767,25 @@ def test_products_of_activations_have_no_weight_to_train() -> None:
     assert [layer.trained for layer in result.layers] == [True, False]
 
 
-def test_training_that_diverges_is_given_up(caplog: pytest.LogCaptureFixture) -> None:
-    model = mlp()
-    data = samples(model, labels=False)
-    huge = replace(data, inputs={"x": data.inputs["x"] * 1e30})
+def test_training_without_a_finite_gradient_is_given_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # What is small beside the largest input is rounded to 0, whose logarithm is not finite.
+    model = support.model(
+        "g (float[N,4] x) => (float[N,3] y) { m = MatMul (x, variance) y = Log (m) }",
+        weights={"variance": (4, 3)},
+    )
+    x = np.full((40, 4), 1e-4, np.float32)
+    x[::4] = 1.0
+    data = Dataset({"x": x}, None, input_specs(model))
     recorder = Recorder()
     with (
-        caplog.at_level(logging.ERROR),
-        pytest.raises(FliqsError, match="diverged: no finite gradient .* --learning-rate"),
+        caplog.at_level(logging.WARNING),
+        pytest.raises(FliqsError, match=r"diverged: no finite gradient .* --learning-rate"),
     ):
-        search(model, huge, replace(SMALL, steps=100, loss="mse"), progress=recorder)
-    assert len(recorder.reports) < 100
+        search(model, data, replace(SMALL, steps=100, loss="mse"), progress=recorder)
+    assert "the gradient is not finite" in caplog.text
+    assert 0 < len(recorder.reports) < 100
 
 
 def test_a_learning_rate_that_is_far_too_large_still_ends_in_a_sound_model() -> None:
@@ -763,5 +801,3 @@ def test_the_served_weights_are_at_least_as_good_as_the_untrained() -> None:
     spoiled = search(DIGITS, digits(), config)
     careful = search(DIGITS, digits(), replace(config, learning_rate=1e-8))
     assert spoiled.quantized_quality >= careful.quantized_quality
-
-

@@ -1,0 +1,262 @@
+"""Quality and agreement of model files: every sample counts once, whatever the batch."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import pytest
+
+import support
+from onnx_fliqs.data import Dataset, input_specs, load_npz
+from onnx_fliqs.emit import LEVEL_KEY
+from onnx_fliqs.errors import ConfigError, DataError, FliqsError, UnsupportedError
+from onnx_fliqs.evaluate import evaluate_model, feeds_of, open_session, run_dataset
+from onnx_fliqs.model import load_model
+from onnx_fliqs.objective import Metric
+from onnx_fliqs.runtime import OptimizationLevel, make_session
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+LINEAR = "g (float[BATCH,4] x) => (float[BATCH,3] y) { y = MatMul (x, w) }"
+
+
+def linear(batch: str = "N", output: str = "y", inputs: str = "x") -> ir.Model:
+    text = LINEAR.replace("BATCH", batch)
+    text = (
+        text.replace(" y", f" {output}")
+        .replace(" x)", f" {inputs})")
+        .replace("(x", f"({inputs}")
+    )
+    return support.model(text, weights={"w": (4, 3)})
+
+
+def data_for(model: ir.Model, count: int, *, labels: bool = True) -> Dataset:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((count, 4)).astype(np.float32)
+    specs = input_specs(model)
+    return Dataset({specs[0].name: x}, rng.integers(0, 3, count) if labels else None, specs)
+
+
+def scores(model: ir.Model, data: Dataset) -> npt.NDArray[np.float32]:
+    weight = model.graph.initializers["w"].const_value
+    assert weight is not None
+    x = next(iter(data.inputs.values()))
+    return np.asarray(x @ weight.numpy(), np.float32)
+
+
+@pytest.mark.parametrize("batch", ["N", "1", "4", "7", "64"])
+@pytest.mark.parametrize("count", [1, 7, 10, 65])
+def test_accuracy_counts_every_sample_once(batch: str, count: int) -> None:
+    model = linear(batch)
+    data = data_for(model, count)
+    found = evaluate_model(model, data)
+    expected = float(np.mean(scores(model, data).argmax(axis=1) == data.labels))
+    assert found.value == expected
+    assert found.samples == count
+    assert found.metric is Metric.ACCURACY
+
+
+@pytest.mark.parametrize("count", [1, 4, 6, 11])
+def test_a_fixed_batch_is_filled_up_with_the_last_sample(count: int) -> None:
+    data = data_for(linear("4"), count)
+    feeds = list(feeds_of(data))
+    assert all(feed["x"].shape == (4, 4) for feed in feeds)
+    joined = np.concatenate([feed["x"] for feed in feeds])
+    np.testing.assert_array_equal(joined[:count], data.inputs["x"])
+    for row in joined[count:]:
+        np.testing.assert_array_equal(row, data.inputs["x"][-1])
+
+
+def test_a_free_batch_is_not_filled_up() -> None:
+    data = data_for(linear(), 70)
+    assert sum(len(feed["x"]) for feed in feeds_of(data)) == 70
+
+
+@pytest.mark.parametrize("batch", ["N", "4"])
+def test_outputs_are_in_the_order_of_the_samples(batch: str) -> None:
+    model = linear(batch)
+    data = data_for(model, 70)
+    session = make_session(ir.to_proto(model).SerializeToString())
+    found = run_dataset(session, data, ["y"])["y"]
+    assert found.shape == (70, 3)
+    # A sum of four products, in another order.
+    np.testing.assert_allclose(found, scores(model, data), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", ["N", "4"])
+def test_an_output_without_samples_is_handed_on(batch: str) -> None:
+    model = support.model(
+        f"g (float[{batch},4] x) => (float[{batch},3] y, float s)"
+        " { y = MatMul (x, w) s = ReduceMax <keepdims = 0> (w) }",
+        weights={"w": (4, 3)},
+    )
+    session = make_session(ir.to_proto(model).SerializeToString())
+    found = run_dataset(session, data_for(model, 10), ["y", "s"])
+    assert found["y"].shape == (10, 3)
+    assert found["s"].shape == ()
+    assert evaluate_model(model, data_for(model, 10)).samples == 10
+
+
+def test_the_example_has_the_accuracy_that_it_was_published_with() -> None:
+    model = load_model(EXAMPLES / "digits_cnn.onnx")
+    data = load_npz(EXAMPLES / "digits_test.npz", input_specs(model))
+    found = evaluate_model(model, data)
+    assert found.samples == 600
+    assert found.value > 0.97
+    assert found.to_dict() == {
+        "schema": 1,
+        "metric": "accuracy",
+        "value": found.value,
+        "samples": 600,
+        "optimization_level": "default",
+    }
+
+
+def test_without_labels_another_model_is_needed() -> None:
+    model = linear()
+    with pytest.raises(ConfigError, match="--against"):
+        evaluate_model(model, data_for(model, 5, labels=False))
+
+
+@pytest.mark.parametrize("batch", ["N", "4"])
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_model_agrees_with_itself(batch: str, labels: bool) -> None:
+    model = linear(batch)
+    found = evaluate_model(model, data_for(model, 10, labels=labels), against=linear(batch))
+    assert found.metric is Metric.AGREEMENT
+    assert found.value == 1.0
+    assert found.samples == 10
+
+
+def test_agreement_is_the_share_of_the_same_decisions() -> None:
+    model, other = linear(), linear()
+    weight = other.graph.initializers["w"].const_value
+    assert weight is not None
+    rolled = np.roll(weight.numpy(), 1, axis=0)
+    other.graph.initializers["w"].const_value = ir.tensor(rolled, name="w")
+    data = data_for(model, 50, labels=False)
+    found = evaluate_model(model, data, against=other)
+    same = scores(model, data).argmax(axis=1) == scores(other, data).argmax(axis=1)
+    assert found.value == float(np.mean(same))
+    assert 0 < found.value < 1
+
+
+def test_without_classes_the_explained_variance_counts() -> None:
+    text = "g (float[N,4] x) => (float[N,4] y) { y = MatMul (x, w) }"
+    model = support.model(text, weights={"w": (4, 4)})
+    other = model.clone()
+    weight = model.graph.initializers["w"].const_value
+    assert weight is not None
+    other.graph.initializers["w"].const_value = ir.tensor(
+        weight.numpy() * np.float32(2), name="w"
+    )
+    data = data_for(model, 40, labels=False)
+    assert evaluate_model(model, data, against=model).value == 1.0
+    found = evaluate_model(model, data, against=other)
+    assert found.metric is Metric.R2
+    # Half of every output is missing: about a quarter of the variance.
+    assert 0.6 < found.value < 0.8
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [("N", "4"), ("4", "N"), ("4", "3")])
+def test_a_model_may_be_compared_with_one_of_another_batch_size(
+    mine: str, theirs: str
+) -> None:
+    model = linear(mine)
+    data = data_for(model, 10, labels=False)
+    assert evaluate_model(model, data, against=linear(theirs)).value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (linear(output="z"), "outputs of the model ('y') .* ('z')"),
+        (linear(inputs="image"), "inputs of the model ('x') .* ('image')"),
+        (
+            support.model(
+                "g (float[N,4] x) => (float[N,3] y, float[N,3] z)"
+                " { y = MatMul (x, w) z = Relu (y) }",
+                weights={"w": (4, 3)},
+            ),
+            "outputs of the model ('y') .* ('y', 'z')",
+        ),
+    ],
+    ids=["output", "input", "further output"],
+)
+def test_models_of_different_signatures_are_not_compared(other: ir.Model, named: str) -> None:
+    model = linear()
+    pattern = named.replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ConfigError, match=pattern) as error:
+        evaluate_model(model, data_for(model, 5, labels=False), against=other)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 1, 2, 3, 0]), "labels run from 0 to 3, but .* 3 classes"),
+        (np.zeros((5, 2), np.int64), r"shape \[5, 2\], but output 'y' needs \[5\]"),
+        (np.zeros((5, 1), np.int64), r"shape \[5, 1\]"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(
+    labels: npt.NDArray[np.int64], message: str
+) -> None:
+    model = linear()
+    with pytest.raises(DataError, match=message):
+        evaluate_model(model, replace(data_for(model, 5), labels=labels))
+
+
+def test_labels_for_every_position_are_counted() -> None:
+    model = support.model("g (float[N,3,5] x) => (float[N,3,5] y) { y = Identity (x) }")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((7, 3, 5)).astype(np.float32)
+    labels = x.argmax(axis=1)
+    labels[0, 0] = (labels[0, 0] + 1) % 3
+    found = evaluate_model(model, Dataset({"x": x}, labels, input_specs(model)))
+    assert found.value == 34 / 35
+
+
+def test_labels_without_classes_are_refused() -> None:
+    model = support.model(
+        "g (float[N,4] x) => (float[N] y) { m = MatMul (x, w) y = Squeeze (m) }",
+        weights={"w": (4, 1)},
+    )
+    with pytest.raises(DataError, match="no output has the shape"):
+        evaluate_model(model, data_for(model, 5))
+
+
+def test_outputs_that_are_not_float_cannot_be_compared() -> None:
+    model = support.model(
+        "g (float[N,4] x) => (int64[N] y) { y = ArgMax <axis = 1, keepdims = 0> (x) }"
+    )
+    data = data_for(model, 5, labels=False)
+    with pytest.raises(UnsupportedError, match="no output"):
+        evaluate_model(model, data, against=model)
+    with pytest.raises(DataError):
+        evaluate_model(model, replace(data, labels=np.zeros(5, np.int64)))
+
+
+@pytest.mark.parametrize("level", list(OptimizationLevel))
+def test_a_model_runs_at_the_level_that_it_asks_for(level: OptimizationLevel) -> None:
+    model = linear()
+    model.metadata_props[LEVEL_KEY] = level.value
+    assert open_session(model)[1] is level
+    assert evaluate_model(model, data_for(model, 5)).level is level
+
+
+def test_the_level_can_be_overridden() -> None:
+    model = linear()
+    model.metadata_props[LEVEL_KEY] = "none"
+    found = evaluate_model(model, data_for(model, 5), level=OptimizationLevel.BASIC)
+    assert found.level is OptimizationLevel.BASIC
+    assert found.to_dict()["optimization_level"] == "basic"
+
+
+def test_a_level_that_does_not_exist_is_refused() -> None:
+    model = linear()
+    model.metadata_props[LEVEL_KEY] = "breakneck"
+    with pytest.raises(FliqsError, match="breakneck"):
+        evaluate_model(model, data_for(model, 5))
