@@ -1,7 +1,7 @@
 """Throughput of a quantized model against its float model, in the installed ONNX Runtime.
 
-Runs both in turn, pair by pair, and prints one JSON line with the ratios (float time / quantized
-time; higher is better for the quantized model)::
+Runs both in turn, pair by pair, and prints one JSON line with the ratios (float time /
+quantized time; higher is better for the quantized model)::
 
     python benchmarks/throughput.py model.onnx model.fliqs.onnx --batch 64 --pairs 30
 """

@@ -1,7 +1,7 @@
 """The command ``onnx-fliqs``.
 
-Only click is imported here: the commands load what they need when they run, so that ``--help`` is
-quick and works without ONNX Runtime.
+Only click is imported here: the commands load what they need when they run, so that ``--help``
+is quick and works without ONNX Runtime.
 """
 
 import importlib
@@ -29,7 +29,7 @@ class _Failure(click.ClickException):
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance
 
 
 class _Commands(click.Group):

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from onnx_fliqs.api import Inspection
     from onnx_fliqs.report import SearchResult
     from onnx_fliqs.search import Progress as Step
@@ -82,9 +84,7 @@ def print_result(result: "SearchResult") -> None:
     console = _console(stderr=False)
     table = _layer_table(("layer", "op", "format", "bits", "params", "MACs", "cost"), 3)
     for layer in result.layers:
-        note = (
-            "" if layer.trained or not result.steps or not layer.reason else " (not trained)"
-        )
+        note = " (not trained)" if layer.reason and result.steps else ""
         table.add_row(
             layer.name,
             layer.op,
@@ -102,10 +102,10 @@ def print_result(result: "SearchResult") -> None:
         f" ({cost.relative_to_int8:.2f} x int8), weights {_quantity(cost.weight_bytes)} bytes",
         markup=False,
     )
-    scale = (lambda v: f"{v:.2%}") if result.metric != "r2" else (lambda v: f"{v:.4f}")
+    form = ".4f" if result.metric == "r2" else ".2%"
     console.print(
-        f"quality  {result.metric} on held-out samples: float {scale(result.float_quality)},"
-        f" quantized {scale(result.quantized_quality)}",
+        f"quality  {result.metric} on held-out samples: float {result.float_quality:{form}},"
+        f" quantized {result.quantized_quality:{form}}",
         markup=False,
     )
     console.print(
@@ -138,10 +138,11 @@ def print_inspection(found: "Inspection") -> None:
         )
     console.print(table)
     _print_left_out(console, found)
+    params = sum(layer.params for layer in found.layers)
+    macs = sum(layer.macs for layer in found.layers)
     console.print(
-        f"\n{len(found.layers)} layers, {_quantity(sum(x.params for x in found.layers))} weights,"
-        f" {_quantity(sum(x.macs for x in found.layers))} MACs a sample; target"
-        f" {found.target.name} searches {', '.join(found.formats)}",
+        f"\n{len(found.layers)} layers, {_quantity(params)} weights, {_quantity(macs)} MACs a"
+        f" sample; target {found.target.name} searches {', '.join(found.formats)}",
         markup=False,
         soft_wrap=True,
     )
@@ -159,7 +160,7 @@ class SearchProgress:
         self._quality = ""
         self._bar: Progress | None = None
 
-    def __enter__(self) -> "SearchProgress":
+    def __enter__(self) -> "Self":
         if self._console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),

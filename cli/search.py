@@ -18,14 +18,14 @@ __all__ = ["command"]
 @options.model
 @options.data(
     False,
-    "Training samples (.npz): an array per model input, by its name (`x` will do for a single"
-    " one), and `labels`. Without labels the search distils from the float model; without data,"
-    " from made-up inputs.",
+    "Training samples (.npz): an array per model input, by its name (`x` will do for a"
+    " single one), and `labels`. Without labels the search distils from the float model;"
+    " without data, from made-up inputs.",
 )
 @click.option(
     "--space",
-    help="int-s, int-l, fp-s, fp-l, or formats joined by commas (int4,int8,e4m3).  [default: the"
-    " target's]",
+    help="int-s, int-l, fp-s, fp-l, or formats joined by commas (int4,int8,e4m3)."
+    "  [default: the target's]",
 )
 @options.target("generic")
 @click.option("--bits", type=float, help="Budget: effective bits, sqrt(BOPs / MACs).")
@@ -78,8 +78,8 @@ def command(
 ) -> None:
     """Search the format of each layer of MODEL and train its weights, within a budget.
 
-    Writes the quantized model, the assignment (.assignment.json) beside it, and while it runs a
-    checkpoint folder. Ctrl-C stops; --resume continues to the same result.
+    Writes the quantized model, the assignment (.assignment.json) beside it, and while it runs
+    a checkpoint folder. Ctrl-C stops; --resume continues to the same result.
     """
     from onnx_fliqs.cli import render
     from onnx_fliqs.config import SearchConfig

@@ -9,8 +9,8 @@ The verbs of the command line, as functions::
     result = onnx_fliqs.search(Path("model.onnx"), Path("train.npz"), config)
     result.save(Path("model.fliqs.onnx"))
 
-Names are looked up when they are used, so that importing the package loads neither ONNX nor ONNX
-Runtime.
+Names are looked up when they are used, so that importing the package loads neither ONNX nor
+ONNX Runtime.
 """
 
 import importlib

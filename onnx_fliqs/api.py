@@ -283,8 +283,8 @@ def validate(
         data: Samples to compare on; None: made-up inputs.
 
     Raises:
-        VerificationError: A level that must compute the graph right does not, the graph breaks a
-            rule of the target, or it has little to do with the reference.
+        VerificationError: A level that must compute the graph right does not, the graph breaks
+            a rule of the target, or it has little to do with the reference.
     """
     graph = _model(model)
     profile = parse_target(target or graph.metadata_props.get(TARGET_KEY, "generic"))

@@ -29,10 +29,13 @@ __all__ = [
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
-# Thresholds that are tried, as shares of the largest magnitude: 2^0 ... 2^-6, four a binade,
-# then a finer look around the best.
-_COARSE: Final = 2.0 ** (-np.arange(25, dtype=np.float64) / 4)
-_FINE: Final = 2.0 ** (np.array([-3, -2, -1, 1, 2, 3], dtype=np.float64) / 16)
+# Thresholds that are tried, as shares of the largest magnitude: 2^-6 ... 2^0.75, four a binade
+# (beyond 1, the numbers of a minifloat may lie better for the smaller values), then finer and
+# finer looks around the best.
+_COARSE: Final = 2.0 ** (np.arange(3, -25, -1, dtype=np.float64) / 4)
+_FINER: Final = tuple(
+    2.0 ** (np.array([-3, -2, -1, 1, 2, 3], dtype=np.float64) / parts) for parts in (16, 64)
+)
 _ACTIVATION_SAMPLE: Final = 16384
 _WEIGHT_SAMPLE: Final = 512
 _DISTORTION_SAMPLE: Final = 1 << 20
@@ -54,9 +57,11 @@ def least_squares_scales(values: Array, fmt: Format) -> Array:
         [rows], positive.
     """
     largest = np.abs(values).max(axis=1, initial=0.0).astype(np.float64)
-    best_share, best_error = _search(values, fmt, largest, _COARSE[:, None])
-    fine_share, fine_error = _search(values, fmt, largest, _FINE[:, None] * best_share)
-    share = np.where(fine_error < best_error, fine_share, best_share)
+    share, error = _search(values, fmt, largest, _COARSE[:, None])
+    for factors in _FINER:
+        nearby, its_error = _search(values, fmt, largest, factors[:, None] * share)
+        share = np.where(its_error < error, nearby, share)
+        error = np.minimum(its_error, error)
     scale: Array = np.maximum(share * largest / fmt.max, _SMALLEST_SCALE).astype(np.float32)
     return scale
 

@@ -1,7 +1,7 @@
 """The policy: a probability for each choice of each decision, and how it is learned.
 
-A decision is an integer; what its choices mean is none of the policy's business. Two controllers
-share one interface of pure functions over an explicit state:
+A decision is an integer; what its choices mean is none of the policy's business. Two
+controllers share one interface of pure functions over an explicit state:
 :class:`~onnx_fliqs.reinforce.Reinforce`, FLIQS as published, and
 :class:`~onnx_fliqs.critic.Critic`, which learns from far fewer scored draws.
 """

@@ -10,9 +10,9 @@ with e the known distortion and s the sensitivities, by ridge regression on the 
 between draws that were scored on the same batch. Among all policies whose expected cost is
 the budget, the one that minimises the expected loss less temperature times entropy is, for
 each decision, ``pi_i(a) ~ exp(-s_i e_i(a) / temperature - multiplier * cost_i(a))``: the soft
-policy improvement of maximum-entropy reinforcement learning (Haarnoja et al. 2018, equation 4),
-in closed form because loss and cost are sums. The falling temperature does what FLIQS's entropy
-schedule does: at the end the policy is deterministic. It never leaves the budget.
+policy improvement of maximum-entropy reinforcement learning (Haarnoja et al. 2018, equation
+4), in closed form because loss and cost are sums. The falling temperature does what FLIQS's
+entropy schedule does: at the end the policy is deterministic. It never leaves the budget.
 """
 
 import math
@@ -86,10 +86,11 @@ class Critic:
         solved = np.linalg.solve(
             state.gram + weight * np.eye(count), state.moment + weight * common * ones
         )
-        return np.maximum(solved, _LEAST_SENSITIVITY * common)
+        result: Row = np.maximum(solved, _LEAST_SENSITIVITY * common)
+        return result
 
     def policy(self, state: CriticState, progress: float) -> Policy:
-        """The Boltzmann policy whose expected cost is the budget (or less, if all is cheap)."""
+        """The Boltzmann policy whose expected cost is the budget, or less if all is cheap."""
         sensitivities = self.sensitivities(state)
         losses = [s * e for s, e in zip(sensitivities, self._distortions, strict=True)]
         # The unit of the temperature: the spread of the predicted loss over uniform draws.

@@ -77,8 +77,8 @@ def emit(
         graph.metadata_props[LEVEL_KEY] = level.value
         version = load_onnxruntime().__version__
         advice = (
-            f"run this graph at ONNX Runtime's optimisation level {level.value!r}: {version} does"
-            f" not compute it right at higher ones ({verification.why()})"
+            f"run this graph at ONNX Runtime's optimisation level {level.value!r}: {version}"
+            f" does not compute it right at higher ones ({verification.why()})"
         )
         warnings = (advice,)
     return Emitted(graph, verification, level, warnings)

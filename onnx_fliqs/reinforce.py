@@ -87,9 +87,9 @@ class Reinforce:
         """One step of Adam on the logits.
 
         With N decisions and K draws a_k of reward R_k, minimises
-        ``-1/(N K) sum_k A_k log pi(a_k) + beta_H(s)/N sum_i H(pi_i)``. The advantage A_k is R_k
-        less the mean reward of the other draws; for a single draw, less a running mean that
-        this reward has already entered.
+        ``-1/(N K) sum_k A_k log pi(a_k) + beta_H(s)/N sum_i H(pi_i)``. The advantage A_k is
+        R_k less the mean reward of the other draws; for a single draw, less a running mean
+        that this reward has already entered.
         """
         scored, rewards = self._rewards(draws, losses)
         state = self._follow(state, rewards)

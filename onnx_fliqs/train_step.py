@@ -359,8 +359,8 @@ class TrainStep:
 def _owned(array: Array) -> "OrtValue":
     """A copy in ONNX Runtime's own memory.
 
-    A value made by ``ortvalue_from_numpy`` borrows the array's memory, and so do the arrays that
-    its ``numpy()`` hands out: they would dangle once the value is gone.
+    A value made by ``ortvalue_from_numpy`` borrows the array's memory, and so do the arrays
+    that its ``numpy()`` hands out: they would dangle once the value is gone.
     """
     value: OrtValue = load_onnxruntime().OrtValue.ortvalue_from_shape_and_type(
         list(array.shape), array.dtype.type

@@ -211,7 +211,7 @@ def why_frozen(
         node = nodes[layer.name]
         if layer.weight is None or node in passed:
             continue
-        blockers = sorted({n.op_type for n in (node, *_users(node)) if n in stopped})
+        blockers = sorted({n.op_type for n in (node, *_users(node, model)) if n in stopped})
         reasons[layer.name] = (
             f"behind {', '.join(blockers)}, which ONNX Runtime cannot differentiate"
             if blockers
@@ -220,13 +220,20 @@ def why_frozen(
     return reasons
 
 
-def _users(node: ir.Node) -> set[ir.Node]:
-    """Every node that the node's outputs lead to."""
+def _users(node: ir.Node, model: ir.Model) -> set[ir.Node]:
+    """Every node of the main graph that the node's outputs lead to."""
+    holders = {
+        inner: top
+        for top in model.graph
+        for attribute in top.attributes.values()
+        if attribute.type is ir.AttributeType.GRAPH
+        for inner in attribute.as_graph().all_nodes()
+    }
     seen: set[ir.Node] = set()
     pending = [node]
     while pending:
         for value in pending.pop().outputs:
-            for user, _ in value.uses():
+            for user in (holders.get(reader, reader) for reader, _ in value.uses()):
                 if user not in seen:
                     seen.add(user)
                     pending.append(user)

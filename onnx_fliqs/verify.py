@@ -50,6 +50,13 @@ class LevelCheck:
         """Whether it runs and computes the same to within integer rounding."""
         return self.difference is not None and self.difference.rms <= FUSED
 
+    @property
+    def problem(self) -> str:
+        """What is wrong, in a few words; of interest where it does not agree."""
+        if self.difference is not None:
+            return f"differs by {self.difference.rms:.3g} of the output"
+        return textwrap.shorten(self.error or "does not run", 160, placeholder=" ...")
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
@@ -76,10 +83,7 @@ class Verification:
     def why(self) -> str:
         """What is wrong at the levels that fail, in one line."""
         return "; ".join(
-            f"{check.level.value}: "
-            + (
-                check.error or f"differs by {check.difference.rms:.3g} of the output"  # type: ignore[union-attr]
-            )
+            f"{check.level.value}: {check.problem}"
             for check in self.levels
             if not check.agrees
         )

@@ -470,8 +470,14 @@ LAYERED: dict[str, Case] = {
             h = Flatten (q)
             [head] y = Gemm <transB = 1> (h, w4, b4) }""",
         weights={
-            **{"w1": (4, 3, 3, 3), "b1": (4,), "w2": (4, 4, 3, 3), "b2": (4,)},
-            **{"w3": (4, 4, 3, 3), "b3": (4,), "w4": (5, 4), "b4": (5,)},
+            "w1": (4, 3, 3, 3),
+            "b1": (4,),
+            "w2": (4, 4, 3, 3),
+            "b2": (4,),
+            "w3": (4, 4, 3, 3),
+            "b3": (4,),
+            "w4": (5, 4),
+            "b4": (5,),
         },
         ops=["Conv", "Relu", "Conv", "Relu", "Conv", "Add", "Relu"]
         + ["MaxPool", "GlobalAveragePool", "Flatten", "Gemm"],

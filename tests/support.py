@@ -225,9 +225,7 @@ class Calibrated:
         """A random format for every layer."""
         rng = np.random.default_rng(seed)
         formats = self.space.formats
-        return {
-            layer.name: formats[rng.integers(len(formats))] for layer in self.space.layers
-        }
+        return {layer.name: formats[rng.integers(len(formats))] for layer in self.space.layers}
 
 
 def calibrated(
@@ -257,7 +255,7 @@ def calibrated(
 @functools.cache
 def calibrated_case(name: str, target: str = "generic") -> Calibrated:
     """One of the models with layers, with every format of the target; shared by the tests."""
-    from pass_models import LAYERED  # noqa: PLC0415 - pass_models imports this module
+    from pass_models import LAYERED
 
     return calibrated(LAYERED[name].build(), target)
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: results, exit codes, one-line errors, untouched files."""
+"""The command line as a user meets it: results, exit codes, errors, untouched files."""
 
 import json
 import os
@@ -321,7 +321,8 @@ def test_validate_fails_loudly_where_the_default_session_is_wrong(tmp_path: Path
     model = parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 21]> g (float[N, 64] x) => (float[N, 64] y)'
         " <float s = {0.01}> { r = Relu (x) z = Constant <value_float = 0.0> ()"
-        " zp = Cast <to = 17> (z) q = QuantizeLinear (r, s, zp) y = DequantizeLinear (q, s, zp) }"
+        " zp = Cast <to = 17> (z) q = QuantizeLinear (r, s, zp)"
+        " y = DequantizeLinear (q, s, zp) }"
     )
     onnx.save(model, path)
     assert "default: differs" in refused(5, "validate", path)

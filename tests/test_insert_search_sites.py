@@ -23,7 +23,9 @@ CASES = pytest.mark.parametrize("case", LAYERED)
 BOTH_TARGETS = pytest.mark.parametrize("target", TARGETS)
 
 
-def found(case: str, target: str, formats: str = "int8,float32") -> tuple[ir.Model, SearchSpace]:
+def found(
+    case: str, target: str, formats: str = "int8,float32"
+) -> tuple[ir.Model, SearchSpace]:
     canonical = canonicalise(LAYERED[case].build())
     return canonical, find_layers(canonical, TARGETS[target], parse_space(formats))
 

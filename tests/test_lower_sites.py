@@ -218,7 +218,10 @@ def test_layers_that_agree_share_the_quantizer_of_a_tensor() -> None:
     chosen = prepared.space.uniform(FORMATS["int8"]) | {"key": FORMATS["int4"]}
     other = prepared.emitted(chosen)
     readers = [
-        sum(user.op_type in ("QuantizeLinear", "Clip") for user in g.graph.inputs[0].consumers())
+        sum(
+            user.op_type in ("QuantizeLinear", "Clip")
+            for user in g.graph.inputs[0].consumers()
+        )
         for g in (same, other)
     ]
     assert readers == [1, 2]
@@ -257,7 +260,9 @@ def test_formats_without_a_kernel_are_rounded_by_arithmetic(fmt: Format) -> None
     prepared = calibrated_case("conv_relu_conv")
     used = set(ops(prepared.emitted(prepared.space.uniform(fmt))))
     if is_passthrough(fmt):
-        assert used == {"Conv", "Relu"} | (set() if fmt.name == "float32" else {"Clip", "Cast"})
+        assert used == {"Conv", "Relu"} | (
+            set() if fmt.name == "float32" else {"Clip", "Cast"}
+        )
     elif isinstance(fmt, IntFormat) or fmt.name in ("e4m3", "e5m2"):
         clipped = {"Clip"} if fmt.bits < 8 else set()
         assert used == {"Conv", "Relu", "QuantizeLinear", "DequantizeLinear"} | clipped
@@ -271,7 +276,9 @@ def test_relu_makes_integers_unsigned_and_floats_not() -> None:
     for name, dtypes in (("int8", ["INT8", "UINT8"]), ("e4m3", ["FLOAT8E4M3FN"] * 2)):
         proto = ir.to_proto(prepared.emitted(prepared.space.uniform(FORMATS[name])))
         graph = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
-        assert [q.outputs[0].dtype.name for q in quantizers(graph) if q.outputs[0].dtype] == dtypes
+        assert [
+            q.outputs[0].dtype.name for q in quantizers(graph) if q.outputs[0].dtype
+        ] == dtypes
 
 
 def test_no_activation_is_a_four_bit_tensor() -> None:
@@ -468,7 +475,9 @@ def test_int4_initializers_are_packed() -> None:
     prepared = calibrated_case("gemms")
     graph = prepared.emitted(prepared.space.uniform(FORMATS["int4"]))
     proto = ir.to_proto(graph)
-    packed = {t.name: t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT4}
+    packed = {
+        t.name: t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT4
+    }
     assert {name: len(t.raw_data) for name, t in packed.items()} == {
         "w1@plain.codes": 6,
         "w2@trans.codes": 3,

@@ -128,7 +128,9 @@ def test_terms_add_up_and_share_the_teacher() -> None:
     kinds = (LossKind.CROSS_ENTROPY, LossKind.DIVERGENCE, LossKind.SQUARED_ERROR)
     terms = [LossTerm(kind=kind, output="y", scores="a") for kind in kinds]
     feeds = _loss_feeds(plain)
-    graphs = [AddLossPass(chosen)(plain.clone()).model for chosen in (terms, *([t] for t in terms))]
+    graphs = [
+        AddLossPass(chosen)(plain.clone()).model for chosen in (terms, *([t] for t in terms))
+    ]
     losses = []
     for graph in graphs:
         names = [str(value.name) for value in graph.graph.inputs]
@@ -145,7 +147,9 @@ def test_a_loss_of_a_value_that_is_not_there_is_refused() -> None:
 
 
 def test_what_gradients_read_is_added() -> None:
-    graph = ExposeOptionalOutputsPass()(with_shapes(CASES["normalised_and_pooled"].build())).model
+    graph = ExposeOptionalOutputsPass()(
+        with_shapes(CASES["normalised_and_pooled"].build())
+    ).model
     outputs = [[value.name for value in node.outputs] for node in graph.graph]
     assert outputs == [["n", "n.mean", "n.inv_std_dev"], ["y", "y.indices"]]
     normalisation = next(iter(graph.graph))

@@ -204,7 +204,9 @@ def test_the_gradient_is_the_slope_of_the_site_seen_from_afar(fmt: Format) -> No
     ends = [in_runtime(x + s * reach, scale, ANY_SITE, fmt, "none") for s in (-1, 1)]
     slope = (ends[1] - ends[0]) / (2 * reach)
     if fmt.name in ("int8", "e4m3"):  # uint4 ends at 15: 40 is outside it
-        np.testing.assert_allclose(slope[0, 1:3], 1.0, atol=0.08)  # half a step of e4m3 / reach
+        np.testing.assert_allclose(
+            slope[0, 1:3], 1.0, atol=0.08
+        )  # half a step of e4m3 / reach
     ones = np.ones_like(x)
     inside = gradient(x, scale, ones, ANY_SITE, fmt)
     np.testing.assert_allclose(inside[np.isclose(slope, 0, atol=1e-6)], 0)
@@ -224,7 +226,9 @@ def test_neither_scale_nor_codes_get_a_gradient() -> None:
 
 def _space(*formats: str) -> SearchSpace:
     def layer(name: str) -> Layer:
-        return Layer(name=name, op_type="MatMul", weight=f"w_{name}", params=6, output=f"y_{name}")
+        return Layer(
+            name=name, op_type="MatMul", weight=f"w_{name}", params=6, output=f"y_{name}"
+        )
 
     def site(name: str, *layers: str, **options: object) -> Site:
         common = {"tensor": name, "consumers": ((layers[0], 0),), "is_weight": False}
