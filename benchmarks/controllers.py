@@ -1,11 +1,11 @@
 """The controllers on a planted problem: how close to the best assignment do they come?
 
-Layers have log-normal costs and sensitivities; the loss of an assignment is a level plus the sum
-of sensitivity * 4^-bits, its excess observed with log-normal noise. The critic is told a
-distortion that is wrong by a log-normal factor, as calibration's is. After as many updates as a
-search makes, each policy is projected onto the budget. ``gap`` is the excess loss over the best
-assignment, found by integer programming, in units of the uniform assignment's excess: 0 is
-perfect, 1 no better than uniform precision::
+Layers have log-normal costs and sensitivities; the loss of an assignment is a level plus the
+sum of sensitivity * 4^-bits, its excess observed with log-normal noise. The critic is told a
+distortion that is wrong by a log-normal factor, as calibration's is. After as many updates as
+a search makes, each policy is projected onto the budget. ``gap`` is the excess loss over the
+best assignment, found by integer programming, in units of the uniform assignment's excess: 0
+is perfect, 1 no better than uniform precision::
 
     python benchmarks/controllers.py --seeds 8
 """
@@ -76,7 +76,7 @@ def _gap(method: str, seed: int, updates: int, delay: int, noise: float) -> floa
             if waiting
             else controller.update(state, draws, losses, step / updates)
         )
-    final = project(controller.policy(state, 1.0), tuple(costs))
+    final = project(controller.preferences(state), tuple(costs), controller.least_spent)
     served = sum(float(row[c]) for row, c in zip(excess, final, strict=True))
     best = _best(costs, excess)
     return (served - best) / (sum(float(row[1]) for row in excess) - best)

@@ -130,9 +130,9 @@ def print_inspection(found: "Inspection") -> None:
     console = _console(stderr=False)
     table = _layer_table(("layer", "op", "params", "MACs", "trains"), 2)
     for layer in found.layers:
-        trains = (
-            "-" if layer.weight is None else (f"no: {layer.frozen}" if layer.frozen else "yes")
-        )
+        trains = f"no: {layer.frozen}" if layer.frozen else "yes"
+        if layer.weight is None:
+            trains = "-"
         table.add_row(
             layer.name, layer.op_type, _quantity(layer.params), _quantity(layer.macs), trains
         )

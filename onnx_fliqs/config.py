@@ -2,12 +2,16 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import Final
 
-from onnx_fliqs.controller import ControllerConfig
+from onnx_fliqs.controller import ControllerConfig, Method
 from onnx_fliqs.cost import Budget
 from onnx_fliqs.errors import ConfigError
 
-__all__ = ["SearchConfig"]
+__all__ = ["LOSSES", "SearchConfig"]
+
+LOSSES: Final = ("auto", "cross-entropy", "kl", "mse")
+"""What ``SearchConfig.loss`` may be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +50,18 @@ class SearchConfig:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "draws", "held_out_batch", "refresh"):
+        counts = ("steps", "batch_size", "held_out_batch", "refresh", "checkpoint_every")
+        for name in (*counts, *(("workers",) if self.workers is not None else ())):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        fewest = 2 if self.controller.method is Method.CRITIC else 1
+        if self.draws < fewest:
+            raise ConfigError(
+                f"the {self.controller.method.value} controller needs at least {fewest} draws,"
+                f" got {self.draws}"
+            )
+        if self.loss not in LOSSES:
+            raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, got {self.seed}")
         if not 0 < self.learning_rate < 1:

@@ -68,18 +68,24 @@ class ControllerConfig:
     """REINFORCE: of the running mean reward, the baseline of a single draw."""
 
     def __post_init__(self) -> None:
+        # Written so that NaN fails as well.
         for name in ("temperature", "shrinkage", "learning_rate"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be positive, got {getattr(self, name):g}")
         for name in ("memory", "baseline_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must be in (0, 1], got {getattr(self, name):g}")
-        if self.beta >= 0:
+        if not self.entropy_end >= 0:
+            raise ConfigError(f"entropy_end must not be negative, got {self.entropy_end:g}")
+        if not self.beta < 0:
             raise ConfigError(f"beta must be negative, got {self.beta:g}")
 
 
 class Controller(Protocol[State]):
     """Learns a policy from scored draws."""
+
+    least_spent: float
+    """Least cost to be served, as a share of the budget, where something lies above it."""
 
     def initial(self) -> State:
         """Before anything is known."""
@@ -87,6 +93,10 @@ class Controller(Protocol[State]):
 
     def policy(self, state: State, progress: float) -> Policy:
         """The policy at a time of the search, 0 (its start) to 1 (its end)."""
+        ...
+
+    def preferences(self, state: State) -> tuple[Row, ...]:
+        """How good each choice of each decision is held to be, its cost left aside."""
         ...
 
     def observe(

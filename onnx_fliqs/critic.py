@@ -18,7 +18,7 @@ entropy schedule does: at the end the policy is deterministic. It never leaves t
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +28,12 @@ from onnx_fliqs.controller import (
     ControllerConfig,
     Policy,
     Row,
-    expected_cost,
-    softmax,
 )
 from onnx_fliqs.cost import CostTable
 
 __all__ = ["Critic", "CriticState"]
+
+Matrix: TypeAlias = npt.NDArray[np.float64]
 
 _COLDEST: Final = 1e-3
 """Share of the starting temperature that is left at the end."""
@@ -46,7 +46,7 @@ _LARGEST_MULTIPLIER: Final = 1e9
 class CriticState:
     """The normal equations of the regression."""
 
-    gram: npt.NDArray[np.float64]
+    gram: Matrix
     """[N, N]: products of distortions, summed over observations."""
     moment: Row
     """[N]: distortions times losses."""
@@ -54,6 +54,9 @@ class CriticState:
 
 class Critic:
     """Learns one sensitivity per decision."""
+
+    least_spent = 0.0
+    """The predicted loss spends the budget by itself, and knows when a cheaper one is better."""
 
     def __init__(
         self, costs: CostTable, distortions: Sequence[Row], config: ControllerConfig
@@ -68,6 +71,9 @@ class Critic:
         self._costs = costs
         self._config = config
         self._distortions = tuple(np.asarray(row, np.float64) for row in distortions)
+        # As matrices [decisions, most choices]: choices that a decision lacks have no chance.
+        self._lacking = _padded([np.zeros(len(row)) for row in costs], -np.inf)
+        self._cost_matrix = _padded(costs, 0.0)
 
     def initial(self) -> CriticState:
         """No observations."""
@@ -89,37 +95,40 @@ class Critic:
         result: Row = np.maximum(solved, _LEAST_SENSITIVITY * common)
         return result
 
+    def preferences(self, state: CriticState) -> tuple[Row, ...]:
+        """Predicted losses, negated."""
+        sensitivities = self.sensitivities(state)
+        return tuple(-s * e for s, e in zip(sensitivities, self._distortions, strict=True))
+
     def policy(self, state: CriticState, progress: float) -> Policy:
         """The Boltzmann policy whose expected cost is the budget, or less if all is cheap."""
-        sensitivities = self.sensitivities(state)
-        losses = [s * e for s, e in zip(sensitivities, self._distortions, strict=True)]
+        preferences = self.preferences(state)
         # The unit of the temperature: the spread of the predicted loss over uniform draws.
-        unit = math.sqrt(sum(float(np.var(row)) for row in losses)) or 1.0
+        unit = math.sqrt(sum(float(np.var(row)) for row in preferences)) or 1.0
         left = 1 - (1 - _COLDEST) * min(max(progress, 0.0), 1.0)
         temperature = self._config.temperature * left * unit
-        return self._within_budget([-row / temperature for row in losses])
+        tilted = self._within_budget(_padded(preferences, 0.0) / temperature + self._lacking)
+        return tuple(p[: len(row)] for p, row in zip(tilted, self._costs, strict=True))
 
-    def _within_budget(self, logits: Sequence[Row]) -> Policy:
+    def _within_budget(self, logits: Matrix) -> Matrix:
         """The smallest multiplier >= 0 that brings E[T] down to the budget, by bisection."""
 
-        def tilted(multiplier: float) -> Policy:
-            return tuple(
-                softmax(row - multiplier * cost)
-                for row, cost in zip(logits, self._costs, strict=True)
-            )
+        def tilted(multiplier: float) -> tuple[Matrix, float]:
+            powers = logits - multiplier * self._cost_matrix
+            powers = np.exp(powers - powers.max(axis=1, keepdims=True))
+            chances = powers / powers.sum(axis=1, keepdims=True)
+            return chances, float(np.sum(chances * self._cost_matrix))
 
-        if expected_cost(tilted(0.0), self._costs) <= 1:
-            return tilted(0.0)
+        policy, cost = tilted(0.0)
+        if cost <= 1:
+            return policy
         low, high = 0.0, 1.0
-        while expected_cost(tilted(high), self._costs) > 1 and high < _LARGEST_MULTIPLIER:
+        while tilted(high)[1] > 1 and high < _LARGEST_MULTIPLIER:
             low, high = high, high * 2
         for _ in range(60):
             middle = (low + high) / 2
-            if expected_cost(tilted(middle), self._costs) > 1:
-                low = middle
-            else:
-                high = middle
-        return tilted(high)
+            low, high = (middle, high) if tilted(middle)[1] > 1 else (low, middle)
+        return tilted(high)[0]
 
     def observe(
         self, state: CriticState, draws: Sequence[Choices], losses: Sequence[float]
@@ -157,3 +166,10 @@ class Critic:
     def from_arrays(self, arrays: Mapping[str, npt.NDArray[Any]]) -> CriticState:
         """The state that :meth:`to_arrays` wrote."""
         return CriticState(arrays["gram"], arrays["moment"])
+
+
+def _padded(rows: Sequence[Row], fill: float) -> Matrix:
+    matrix = np.full((len(rows), max(map(len, rows), default=0)), fill)
+    for row, values in zip(matrix, rows, strict=True):
+        row[: len(values)] = values
+    return matrix

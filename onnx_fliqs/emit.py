@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnx_fliqs._version import __version__
+from onnx_fliqs.errors import ModelError
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
 from onnx_fliqs.passes.lower_opset import LowerOpsetPass
 from onnx_fliqs.passes.lower_sites import LowerSitesPass
@@ -136,5 +137,15 @@ def emit_graph(
 
 
 def required_level(model: ir.Model) -> OptimizationLevel:
-    """The optimisation level that the emitter recorded; the default where it did not."""
-    return OptimizationLevel(model.metadata_props.get(LEVEL_KEY, "default"))
+    """The optimisation level that the emitter recorded; the default where it did not.
+
+    Raises:
+        ModelError: The model names a level that does not exist.
+    """
+    name = model.metadata_props.get(LEVEL_KEY, "default")
+    known = [level.value for level in OptimizationLevel]
+    if name not in known:
+        raise ModelError(
+            f"the model's metadata {LEVEL_KEY} is {name!r}, not one of {', '.join(known)}"
+        )
+    return OptimizationLevel(name)

@@ -52,6 +52,9 @@ def reward(quality: float, cost: float, beta: float) -> float:
 class Reinforce:
     """One draw per decision, a baseline, an entropy penalty on a cosine schedule."""
 
+    least_spent = 0.98
+    """Log-probabilities do not say that spending more is better: what is left is spent."""
+
     def __init__(self, costs: CostTable, config: ControllerConfig) -> None:
         """Name the decisions.
 
@@ -70,6 +73,12 @@ class Reinforce:
     def policy(self, state: ReinforceState, progress: float) -> Policy:
         """Softmax of the logits at temperature 1."""
         return tuple(softmax(row) for row in state.logits)
+
+    def preferences(self, state: ReinforceState) -> tuple[Row, ...]:
+        """Logarithms of the probabilities."""
+        return tuple(
+            row - row.max() - np.log(np.sum(np.exp(row - row.max()))) for row in state.logits
+        )
 
     def observe(
         self, state: ReinforceState, draws: Sequence[Choices], losses: Sequence[float]

@@ -4,8 +4,8 @@ Three phases, by step:
 
 1. *delay*: formats are drawn uniformly and the weights train; the policy does not learn;
 2. *search*: formats are drawn from the policy, which learns from the loss of several draws on
-   held-out samples, under an entropy penalty that grows;
-3. *frozen*: the most probable assignment within the budget is fixed, and the weights train on
+   held-out samples and grows deterministic;
+3. *frozen*: the preferred assignment within the budget is fixed, and the weights train on
    it alone. Its best weights on the held-out samples are what is served.
 
 Everything a step does is a function of its number, the seed and one :class:`SearchState`, so a
@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_fliqs._version import __version__
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.calibrate import activation_scales, blended, sample_values, weight_scales
 from onnx_fliqs.checkpoint import Checkpoint
@@ -199,7 +200,10 @@ def search(
     run = _Run(setup, store)
     try:
         state = run.loop(run.restore() if resume else run.initial(), progress)
-        return run.finish(state, started)
+        try:
+            return run.finish(state, started)
+        except KeyboardInterrupt:
+            raise InterruptedSearchError("stopped after the last step") from None
     finally:
         run.close()
 
@@ -249,6 +253,7 @@ def _set_up(
     outputs = objective.outputs
     prepared = _mark_frozen(prepared, outputs)
     identity = {
+        "version": __version__,
         "model": fingerprint,
         "data": dataset.fingerprint(),
         "settings": _settings(config, budget),
@@ -369,7 +374,7 @@ class _Run:
         try:
             while state.step < config.steps:
                 state, report = self._advance(state)
-                if state.step % config.checkpoint_every == 0:
+                if state.step % config.checkpoint_every == 0 or state.step == config.steps:
                     self._save(state)
                 if progress is not None:
                     progress(report)
@@ -495,8 +500,12 @@ class _Run:
 
     def _fix(self, state: SearchState) -> SearchState:
         """Fix the assignment; the untrained weights are the first candidate, to be beaten."""
+        final = project(
+            self._controller.preferences(state.controller),
+            self._costs,
+            self._controller.least_spent,
+        )
         policy = self._controller.policy(state.controller, 1.0)
-        final = project(policy, self._costs)
         fixed = replace(state, final=final, entropy=entropy(policy))
         untrained = replace(fixed, train=self._step.initial(), scales=self._setup.scales)
         return replace(fixed, best=self._measure(untrained)[0].best)
@@ -519,7 +528,7 @@ class _Run:
         ]
         loss = float(np.mean(losses))
         best = state.best
-        if best is None or (value, -loss) >= (best.quality, -best.loss):
+        if best is None or _rank(value, loss) >= _rank(best.quality, best.loss):
             weights = {name: v.numpy() for name, v in state.train.parameters.items()}
             best = Best(value, loss, weights, state.scales)
         return replace(state, best=best), value
@@ -606,6 +615,11 @@ class _Run:
             entropy=state.entropy,
             warnings=(*setup.warnings, *emitted.warnings),
         )
+
+
+def _rank(quality: float, loss: float) -> tuple[float, float]:
+    """What is to be largest; NaN comes last."""
+    return tuple(-math.inf if math.isnan(v) else v for v in (quality, -loss))  # type: ignore[return-value]
 
 
 def _controller(setup: _Setup, costs: CostTable) -> Controller[Any]:

@@ -16,6 +16,9 @@ LOSS: Final = "onnx_fliqs.loss"
 LABELS: Final = "onnx_fliqs.labels"
 """Name of the int64 input that cross-entropy adds."""
 
+_LARGEST_VARIANCE: Final = 1e30
+"""Keeps the unit of the squared error a finite float32."""
+
 
 def teacher_input(output: str) -> str:
     """Name of the input that carries the float model's value of an output."""
@@ -145,7 +148,10 @@ def _squared_error(
     teacher = _input(graph, teacher_input(term.output), ir.DataType.FLOAT, output.shape)
     difference = add("Sub", [output, teacher])
     mean = add("ReduceMean", [add("Mul", [difference, difference])], keepdims=0)
-    return add("Div", [mean, add.constant("variance", np.float32(term.variance))])
+    return add(
+        "Div",
+        [mean, add.constant("variance", np.float32(min(term.variance, _LARGEST_VARIANCE)))],
+    )
 
 
 _TERMS: Final = {

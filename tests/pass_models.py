@@ -425,8 +425,17 @@ LAYERED: dict[str, Case] = {
             z = Concat <axis = 1> (e, e) }""",
         weights={"w1": (4, 4), "w2": (2, 3), "w3": (1, 3, 3), "w4": (4,)},
         constants={"axis": [1]},
-        ops=["MatMul", "Transpose", "MatMul", "MatMul", "MatMul"]
-        + ["ReduceSum", "MatMul", "Unsqueeze", "Concat"],
+        ops=[
+            "MatMul",
+            "Transpose",
+            "MatMul",
+            "MatMul",
+            "MatMul",
+            "ReduceSum",
+            "MatMul",
+            "Unsqueeze",
+            "Concat",
+        ],
     ),
     "attention": Case(
         text="""g (float[N,5,4] x) => (float[N,5,4] y) {
@@ -479,8 +488,19 @@ LAYERED: dict[str, Case] = {
             "w4": (5, 4),
             "b4": (5,),
         },
-        ops=["Conv", "Relu", "Conv", "Relu", "Conv", "Add", "Relu"]
-        + ["MaxPool", "GlobalAveragePool", "Flatten", "Gemm"],
+        ops=[
+            "Conv",
+            "Relu",
+            "Conv",
+            "Relu",
+            "Conv",
+            "Add",
+            "Relu",
+            "MaxPool",
+            "GlobalAveragePool",
+            "Flatten",
+            "Gemm",
+        ],
     ),
     "rearranged_input": Case(
         text="""g (float[N,2,4,4] x) => (float[N,3] y, float[N,2,4,4] z) {

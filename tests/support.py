@@ -93,6 +93,11 @@ def random_feeds(model: ir.Model, seed: int = 0, batch: int = 2) -> Feeds:
     return feeds
 
 
+def f32(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """A float32 array."""
+    return np.array(values, np.float32)
+
+
 def session(data: bytes | str) -> ort.InferenceSession:
     """An ONNX Runtime session that runs the graph as it stands, on one thread."""
     options = ort.SessionOptions()
@@ -137,7 +142,7 @@ def check_pass(
 
     (1) ``modified`` says whether the serialized bytes differ; (2) the result is valid; (3) the
     graph's inputs and outputs are the same; (4) a second run changes nothing; (5) the outputs
-    agree within the tolerances. Where ``signature`` is false, (3) and (5) are up to the caller.
+    agree within the tolerances. Without ``signature``, (3) and (5) are up to the caller.
 
     Returns:
         The result of the pass.

@@ -7,7 +7,7 @@ import pytest
 
 import support
 from onnx_fliqs.config import SearchConfig
-from onnx_fliqs.controller import ControllerConfig
+from onnx_fliqs.controller import ControllerConfig, Method
 from onnx_fliqs.cost import Budget, BudgetKind
 from onnx_fliqs.errors import ConfigError, FliqsError
 from onnx_fliqs.search import search
@@ -31,7 +31,8 @@ def test_the_number_of_threads_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"steps": 1, "batch_size": 1, "draws": 1, "held_out_batch": 1, "refresh": 1},
+        {"steps": 1, "batch_size": 1, "draws": 2, "held_out_batch": 1, "refresh": 1},
+        {"draws": 1, "controller": ControllerConfig(method=Method.REINFORCE)},
         {"checkpoint_every": 1},
         {"seed": 0},
         {"distillation": 0.0},
@@ -56,7 +57,7 @@ def test_the_ends_of_the_ranges_are_allowed(change: dict[str, Any]) -> None:
             for name in (
                 "steps",
                 "batch_size",
-                "draws",
+                "draws",  # the critic compares draws with each other
                 "held_out_batch",
                 "refresh",
                 "checkpoint_every",

@@ -543,8 +543,8 @@ def learned(
     *,
     steps: int,
     noise: float = 0.1,
-) -> Policy:
-    """The policy after a search whose loss is a noisy sum."""
+) -> Any:
+    """The controller's state after a search whose loss is a noisy sum."""
     rng = np.random.default_rng(seed)
     state = controller.initial()
     for step in range(steps):
@@ -555,7 +555,7 @@ def learned(
             level - total(tuple(utilities), d) + noise * rng.standard_normal() for d in draws
         ]
         state = controller.update(state, draws, losses, step / steps)
-    return controller.policy(state, 1.0)
+    return state
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -564,7 +564,8 @@ def test_reinforce_finds_the_best_of_every_decision(seed: int) -> None:
     best = tuple(int(c) for c in rng.integers(0, 3, 5))
     # Every assignment costs exactly the budget.
     controller = Reinforce(tuple(np.full(3, 0.2) for _ in best), ControllerConfig())
-    policy = learned(controller, [np.eye(3)[c] for c in best], seed, steps=400)
+    state = learned(controller, [np.eye(3)[c] for c in best], seed, steps=400)
+    policy = controller.policy(state, 1.0)
     assert most_probable(policy) == best
     assert all(p[c] > 0.9 for p, c in zip(policy, best, strict=True))
 
@@ -583,8 +584,8 @@ def test_bits_go_to_the_decisions_that_need_them(seed: int, name: str) -> None:
         if name == "reinforce"
         else Critic(costs, tuple(np.array([1.0, 0.0]) for _ in needy), config)
     )
-    policy = learned(controller, utilities, seed, steps=400)
-    assert project(policy, costs) == tuple(map(int, needy))
+    state = learned(controller, utilities, seed, steps=400)
+    assert project(controller.preferences(state), costs) == tuple(map(int, needy))
 
 
 def served_gain(seed: int) -> float:
@@ -605,12 +606,12 @@ def served_gain(seed: int) -> float:
     ]
     mean = float(np.mean(affordable))
     controller = Critic(costs, distortions, ControllerConfig())
-    policy = learned(controller, utilities, seed, steps=200)
-    served = total(utilities, project(policy, costs))
+    state = learned(controller, utilities, seed, steps=200)
+    served = total(utilities, project(controller.preferences(state), costs))
     return (served - mean) / (max(affordable) - mean)
 
 
 def test_what_the_critic_serves_is_close_to_the_best_that_the_budget_allows() -> None:
     gains = [served_gain(seed) for seed in range(8)]
-    assert float(np.mean(gains)) > 0.6
-    assert min(gains) > 0.25, "worse than hardly searched at all"
+    assert float(np.mean(gains)) > 0.9
+    assert min(gains) > 0.8

@@ -114,7 +114,7 @@ UNSIGNED = {
     "clip": "a = Clip (x, zero, six)",
     "pooled": "r = Relu (x) a = MaxPool <kernel_shape = [1, 1]> (r)",
     "averaged": "r = Relu (x) a = AveragePool <kernel_shape = [1, 1]> (r)",
-    "rearranged": "r = Relu (x) t = Transpose <perm = [0, 1, 3, 2]> (r) a = Slice (t, i, j, k)",
+    "rearranged": "r = Relu (x) t = Transpose (r) u = Transpose (t) a = Slice (u, i, j, k)",
     "sum": "r = Relu (x) s = Sigmoid (x) a = Add (r, s)",
     "product_with_a_positive_constant": "r = Relu (x) a = Mul (r, six)",
     "concat": "r = Relu (x) s = Abs (x) a = Concat <axis = 1> (r, s)",

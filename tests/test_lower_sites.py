@@ -21,6 +21,7 @@ from support import (
     calibrated_case,
     check_pass,
     evaluate,
+    f32,
     initializer,
     model,
     ops,
@@ -378,7 +379,7 @@ def test_the_bias_of_a_dead_channel_survives() -> None:
     weight = np.array(initializer(plain, "w1"))
     weight[1] = 0  # as batch normalization leaves it behind a pruned filter
     weight[2] *= 1e-9
-    bias = np.float32([0.1, 2.0, -2.0, 0.1])
+    bias = f32([0.1, 2.0, -2.0, 0.1])
     for name, array in (("w1", weight), ("b1", bias)):
         plain.graph.initializers[name].const_value = ir.tensor(array, name=name)
     prepared = calibrated(plain, "ort-cpu")
@@ -392,7 +393,7 @@ def test_the_bias_of_a_dead_channel_survives() -> None:
 @pytest.mark.filterwarnings("error")
 def test_a_bias_beyond_int32_saturates_and_keeps_its_sign() -> None:
     plain = LAYERED["conv_relu_conv"].build()
-    bias = np.float32([1e12, -1e12, 0, 1])
+    bias = f32([1e12, -1e12, 0, 1])
     plain.graph.initializers["b1"].const_value = ir.tensor(bias, name="b1")
     prepared = calibrated(plain, "ort-cpu")
     graph = prepared.emitted(prepared.space.uniform(FORMATS["int8"]))

@@ -1,7 +1,5 @@
 """What is optimised follows from the model's outputs and the data."""
 
-from typing import Any
-
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -9,7 +7,7 @@ import pytest
 
 from onnx_fliqs.errors import ConfigError, DataError, UnsupportedError
 from onnx_fliqs.objective import LossKind, Metric, Objective, choose_objective, quality
-from support import model, random_feeds, run
+from support import f32, model, random_feeds, run
 
 CLASSES = """g (float[N,4] x) => (float[N,3] y) {
     a = MatMul (x, w)
@@ -25,9 +23,8 @@ def choose(
     labelled: bool = False,
     distillation: float = 0.5,
     loss: str = "auto",
-    **shapes: Any,
 ) -> Objective:
-    plain = model(text, weights={"w": (4, 3), **shapes})
+    plain = model(text, weights={"w": (4, 3)})
     plain = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(plain)))
     names = [str(value.name) for value in plain.graph.outputs]
     teacher = dict(zip(names, run(plain, random_feeds(plain)), strict=True))
@@ -149,7 +146,9 @@ def test_impossible_wishes_are_refused() -> None:
         )
     with pytest.raises(UnsupportedError, match="no output of the model is a float32 tensor"):
         choose(
-            "g (float[N,4] x) => (int64[N,1] y) { a = MatMul (x, w) y = ArgMax <axis = 1> (a) }"
+            """g (float[N,4] x) => (int64[N,1] y) {
+                a = MatMul (x, w)
+                y = ArgMax <axis = 1> (a) }"""
         )
 
 
@@ -157,7 +156,7 @@ def test_impossible_wishes_are_refused() -> None:
 
 
 def test_accuracy_is_the_share_of_right_labels() -> None:
-    scores = np.float32([[0, 1], [1, 0], [0, 1], [0.2, 0.1]])
+    scores = f32([[0, 1], [1, 0], [0, 1], [2, 1]])
     assert quality(Metric.ACCURACY, {"y": scores}, labels=np.array([1, 0, 0, 1])) == 0.5
 
 
@@ -169,7 +168,7 @@ def test_accuracy_counts_every_place_of_a_map() -> None:
 
 
 def test_agreement_is_the_share_of_like_choices() -> None:
-    scores = np.float32([[0, 1], [1, 0]])
+    scores = f32([[0, 1], [1, 0]])
     assert quality(Metric.AGREEMENT, {"y": scores}, teacher={"y": scores * 3}) == 1.0
     assert quality(Metric.AGREEMENT, {"y": scores}, teacher={"y": -scores}) == 0.0
 
@@ -189,6 +188,6 @@ def test_r2_of_a_constant_is_all_or_nothing() -> None:
 
 
 def test_several_outputs_are_averaged() -> None:
-    scores = np.float32([[0, 1], [1, 0]])
+    scores = f32([[0, 1], [1, 0]])
     outputs = {"y": scores, "z": scores}
     assert quality(Metric.AGREEMENT, outputs, teacher={"y": scores, "z": -scores}) == 0.5

@@ -31,7 +31,7 @@ from onnx_fliqs.site_functions import (
     site_function,
 )
 from onnx_fliqs.sites import Layer, SearchSpace, Site
-from support import model, session
+from support import f32, model, session
 
 Array = npt.NDArray[np.float32]
 
@@ -125,7 +125,7 @@ def test_each_channel_is_quantized_with_its_own_scale(
 
 def test_a_tensor_of_zeros_and_the_least_scale_give_zeros() -> None:
     zeros = np.zeros((1, 3), np.float32)
-    scale = np.float32([1e-12])
+    scale = f32([1e-12])
     for function, fmt in PAIRS:
         assert not in_runtime(zeros, scale, function, fmt, "none").any()
 
@@ -176,7 +176,7 @@ def test_the_gradient_passes_inside_the_clipping_range_and_nowhere_else(
     function: str, fmt: Format
 ) -> None:
     rng = np.random.default_rng(1)
-    scale = np.float32([0.5, 2.0])
+    scale = f32([0.5, 2.0])
     end = min(fmt.max, 1e30)
     x = (rng.uniform(-2 * end, 2 * end, (2, 256)) * scale[:, None]).astype(np.float32)
     weights = rng.standard_normal(x.shape).astype(np.float32)
@@ -198,8 +198,8 @@ def test_the_ends_of_the_range_belong_to_it(bound: str) -> None:
 @pytest.mark.parametrize("fmt", [FORMATS[n] for n in ("int8", "uint4", "e4m3", "float32")])
 def test_the_gradient_is_the_slope_of_the_site_seen_from_afar(fmt: Format) -> None:
     # A step is not smooth, but over a hundred steps its mean slope is that of the line.
-    scale = np.float32([1.0])
-    x = np.float32([[-2e4, -40.0, 40.0, 2e4]])
+    scale = f32([1.0])
+    x = f32([[-2e4, -40.0, 40.0, 2e4]])
     reach = 0.5 * min(fmt.max, 40.0)
     ends = [in_runtime(x + s * reach, scale, ANY_SITE, fmt, "none") for s in (-1, 1)]
     slope = (ends[1] - ends[0]) / (2 * reach)
@@ -280,7 +280,7 @@ def test_codes_and_scales_come_site_after_site() -> None:
     assert values.codes.shape == (4, 5)
     assert values.codes.dtype == values.scales.dtype == np.float32
     expected = [grid_code(FORMATS[n]) for n in ("int8", "uint8", "int8")]
-    np.testing.assert_array_equal(values.codes[:3], np.float32(expected))
+    np.testing.assert_array_equal(values.codes[:3], f32(expected))
     # The bias is added to the products: its scales are those of r times those of w.
     np.testing.assert_array_equal(values.scales, [8, 8, 8, 16, 24, 64, 128, 192])
 

@@ -60,7 +60,8 @@ TRAINED: dict[str, Graph] = {
         "y = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]> (a)"
     ),
     "averagepool_counting_pads": image(
-        "y = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1], count_include_pad = 1> (a)"
+        "y = AveragePool <kernel_shape = [3, 3], pads = [1, 1, 1, 1],"
+        " count_include_pad = 1> (a)"
     ),
     "averagepool_ceil": image(
         "y = AveragePool <kernel_shape = [3, 3], ceil_mode = 1, strides = [2, 2]> (a)"
@@ -123,8 +124,10 @@ TRAINED: dict[str, Graph] = {
 # Whole graphs, for what layers and normalisations train.
 PARAMETERS: dict[str, tuple[str, dict[str, tuple[int, ...]], list[str]]] = {
     "gemm": (
-        "g (float[2,4] x) => (float[2,3] y) {"
-        " y = Gemm <transB = 1, alpha = 0.5, beta = 2.0> (x, w, b) }",
+        (
+            "g (float[2,4] x) => (float[2,3] y) {"
+            " y = Gemm <transB = 1, alpha = 0.5, beta = 2.0> (x, w, b) }"
+        ),
         {"w": (3, 4), "b": (3,)},
         ["w", "b"],
     ),
@@ -139,13 +142,18 @@ PARAMETERS: dict[str, tuple[str, dict[str, tuple[int, ...]], list[str]]] = {
         ["w"],
     ),
     "grouped_strided_padded_conv": (
-        "g (float[2,4,5,5] x) => (float[2,6,3,3] y) {"
-        " y = Conv <group = 2, pads = [1, 1, 1, 1], strides = [2, 2]> (x, w, b) }",
+        (
+            "g (float[2,4,5,5] x) => (float[2,6,3,3] y) {"
+            " y = Conv <group = 2, pads = [1, 1, 1, 1], strides = [2, 2]> (x, w, b) }"
+        ),
         {"w": (6, 2, 3, 3), "b": (6,)},
         ["w", "b"],
     ),
     "dilated_conv": (
-        "g (float[2,2,7,7] x) => (float[2,3,3,3] y) { y = Conv <dilations = [2, 2]> (x, w, b) }",
+        (
+            "g (float[2,2,7,7] x) => (float[2,3,3,3] y) {"
+            " y = Conv <dilations = [2, 2]> (x, w, b) }"
+        ),
         {"w": (3, 2, 3, 3), "b": (3,)},
         ["w", "b"],
     ),
@@ -155,8 +163,10 @@ PARAMETERS: dict[str, tuple[str, dict[str, tuple[int, ...]], list[str]]] = {
         ["w", "b"],
     ),
     "conv_with_same_padding": (
-        "g (float[2,4,5,5] x) => (float[2,3,3,3] y) {"
-        ' y = Conv <auto_pad = "SAME_UPPER", strides = [2, 2]> (x, w, b) }',
+        (
+            "g (float[2,4,5,5] x) => (float[2,3,3,3] y) {"
+            ' y = Conv <auto_pad = "SAME_UPPER", strides = [2, 2]> (x, w, b) }'
+        ),
         {"w": (3, 4, 2, 2), "b": (3,)},
         ["w", "b"],
     ),
@@ -171,20 +181,26 @@ PARAMETERS: dict[str, tuple[str, dict[str, tuple[int, ...]], list[str]]] = {
         ["w"],
     ),
     "layernormalization": (
-        "g (float[2,4] x) => (float[2,4] y) {"
-        " a = MatMul (x, w) y = LayerNormalization (a, s, b) }",
+        (
+            "g (float[2,4] x) => (float[2,4] y) {"
+            " a = MatMul (x, w) y = LayerNormalization (a, s, b) }"
+        ),
         {"w": (4, 4), "s": (4,), "b": (4,)},
         ["w", "s", "b"],
     ),
     "layernormalization_without_bias": (
-        "g (float[2,4] x) => (float[2,4] y) {"
-        " a = MatMul (x, w) y = LayerNormalization (a, s) }",
+        (
+            "g (float[2,4] x) => (float[2,4] y) {"
+            " a = MatMul (x, w) y = LayerNormalization (a, s) }"
+        ),
         {"w": (4, 4), "s": (4,)},
         ["w", "s"],
     ),
     "an_addend_that_is_no_bias_and_a_factor_stay": (
-        "g (float[2,4] x) => (float[2,4] y) {"
-        " a = MatMul (x, w) m = Mul (a, s) y = Add (m, b) }",
+        (
+            "g (float[2,4] x) => (float[2,4] y) {"
+            " a = MatMul (x, w) m = Mul (a, s) y = Add (m, b) }"
+        ),
         {"w": (4, 4), "s": (4,), "b": (4,)},
         ["w"],
     ),
@@ -205,9 +221,7 @@ def with_loss(canonical: ir.Model, output: str = "y") -> onnx.ModelProto:
 
 def differentiate(
     canonical: ir.Model, output: str = "y"
-) -> tuple[
-    Feeds, dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]], onnx.ModelProto
-]:
+) -> tuple[Feeds, Feeds, onnx.ModelProto]:
     """Feeds, the gradient of each parameter, and the gradient graph."""
     names = trainable_parameters(canonical, [output])
     proto = with_loss(canonical, output)
@@ -221,32 +235,28 @@ def differentiate(
     flat = session(built.SerializeToString()).run([GRADIENT], feeds)[0]
     sizes = np.cumsum([feeds[name].size for name in names])[:-1]
     parts = np.split(flat, sizes)
-    gradients = {
+    gradients: Feeds = {
         name: part.reshape(feeds[name].shape) for name, part in zip(names, parts, strict=True)
     }
     return feeds, gradients, built
 
 
-def assert_slopes(canonical: ir.Model) -> dict[str, object]:
+def assert_slopes(canonical: ir.Model) -> None:
     """The gradient of each parameter is the slope of the loss in a random direction."""
     feeds, gradients, built = differentiate(canonical)
     runner = session(built.SerializeToString())
     rng = np.random.default_rng(0)
     for name, gradient in gradients.items():
-        direction = rng.standard_normal(gradient.shape).astype(np.float32)
-        step = 2e-3
-
-        def loss(
-            sign: int, name: str = name, direction: object = direction, step: float = step
-        ) -> float:
-            moved = feeds[name] + np.float32(sign * step) * direction
-            return float(runner.run([LOSS], feeds | {name: moved})[0])
-
-        slope = (loss(1) - loss(-1)) / (2 * step)
+        step = 2e-3 * rng.standard_normal(gradient.shape).astype(np.float32)
+        after, before = (
+            float(runner.run([LOSS], feeds | {name: feeds[name] + sign * step})[0])
+            for sign in (1, -1)
+        )
         assert np.any(gradient)
         # Central differences of float32 losses: their third derivative and their last bits.
-        np.testing.assert_allclose(np.vdot(gradient, direction), slope, rtol=2e-2, atol=2e-3)
-    return dict(gradients)
+        slope = (after - before) / (2 * 2e-3)
+        expected = np.vdot(gradient, step) / 2e-3
+        np.testing.assert_allclose(expected, slope, rtol=2e-2, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -380,8 +390,10 @@ def test_a_stop_beside_a_differentiable_node_of_the_same_kind() -> None:
         ),
         ("g (float[5,4] x) => (float[5] y) { [up] y = MatMul (x, w) }", {"w": (4,)}, "MatMul"),
         (
-            "g (float[N,3,H,W] x) => (float[N,2,H,W] y) {"
-            ' [up] y = Conv <auto_pad = "SAME_UPPER"> (x, w) }',
+            (
+                "g (float[N,3,H,W] x) => (float[N,2,H,W] y) {"
+                ' [up] y = Conv <auto_pad = "SAME_UPPER"> (x, w) }'
+            ),
             {"w": (2, 3, 3, 3)},
             "Conv",
         ),

@@ -10,7 +10,7 @@ from onnx_fliqs.errors import VerificationError
 from onnx_fliqs.formats import FORMATS
 from onnx_fliqs.runtime import OptimizationLevel
 from onnx_fliqs.verify import Comparison, LevelCheck, Verification, compare, verify_levels
-from support import Feeds, calibrated_case, initializer, model, random_feeds, run
+from support import Feeds, calibrated_case, f32, initializer, model, random_feeds, run
 
 
 def searched(
@@ -32,8 +32,8 @@ def searched(
 
 
 def test_a_difference_is_measured_in_the_size_of_the_reference() -> None:
-    reference = np.float32([[3, -3], [3, 3]])
-    moved = reference + np.float32([[0.3, 0], [0, 0]])
+    reference = f32([[3, -3], [3, 3]])
+    moved = reference + f32([[0.3, 0.0], [0.0, 0.0]])
     result = compare({"y": moved}, {"y": reference})
     assert result.rms == pytest.approx(0.05, rel=1e-5)
     assert result.largest == pytest.approx(0.1, rel=1e-5)
@@ -90,7 +90,7 @@ def test_a_wrong_scale_is_found() -> None:
     scale = graph.graph.initializers["w2@c1.scale"]
     wrong = initializer(graph, "w2@c1.scale") * np.float32(1.05)
     scale.const_value = ir.tensor(wrong, name="w2@c1.scale")
-    with pytest.raises(VerificationError, match="differs from the searched network by 0.0"):
+    with pytest.raises(VerificationError, match=r"differs from the searched network by 0\.0"):
         verify_levels(graph, batches, outputs)
     # By itself it is consistent: only the searched network tells.
     assert verify_levels(graph, batches).level is OptimizationLevel.DEFAULT
@@ -159,9 +159,9 @@ def test_an_invalid_graph_is_refused() -> None:
 
 def test_a_graph_that_does_not_run_is_refused() -> None:
     # Valid ONNX, for which ONNX Runtime has no kernel.
-    graph = model("g (float16[N,4] x) => (float16[N,4] y) { y = Atanh (x) }")
+    graph = model("g (uint8[N] x) => (uint8[H,W,C] y) { y = ImageDecoder (x) }")
     with pytest.raises(VerificationError, match="does not run"):
-        verify_levels(graph, [{"x": np.zeros((1, 4), np.float16)}])
+        verify_levels(graph, [{"x": np.zeros(4, np.uint8)}])
 
 
 def test_no_level_that_agrees_is_an_error_that_says_why() -> None:
@@ -173,9 +173,7 @@ def test_no_level_that_agrees_is_an_error_that_says_why() -> None:
             LevelCheck(level.DEFAULT, "no kernel", None),
         ),
     )
-    with pytest.raises(
-        VerificationError, match="basic: differs by 0.5 of the output; default"
-    ):
+    with pytest.raises(VerificationError, match=r"basic: differs by 0\.5 .*; default: no"):
         _ = result.level
 
 
