@@ -76,7 +76,7 @@ def _gap(method: str, seed: int, updates: int, delay: int, noise: float) -> floa
             if waiting
             else controller.update(state, draws, losses, step / updates)
         )
-    final = project(controller.preferences(state), tuple(costs), controller.least_spent)
+    final = project(controller.preferences(state), tuple(costs), controller.slack)
     served = sum(float(row[c]) for row, c in zip(excess, final, strict=True))
     best = _best(costs, excess)
     return (served - best) / (sum(float(row[1]) for row in excess) - best)

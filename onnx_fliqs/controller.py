@@ -84,8 +84,8 @@ class ControllerConfig:
 class Controller(Protocol[State]):
     """Learns a policy from scored draws."""
 
-    least_spent: float
-    """Least cost to be served, as a share of the budget, where something lies above it."""
+    slack: float
+    """What :func:`~onnx_fliqs.projection.project` may give up to spend the budget."""
 
     def initial(self) -> State:
         """Before anything is known."""

@@ -55,8 +55,8 @@ class CriticState:
 class Critic:
     """Learns one sensitivity per decision."""
 
-    least_spent = 0.0
-    """The predicted loss spends the budget by itself, and knows when a cheaper one is better."""
+    slack = 0.1
+    """Of the predicted loss, which is not known better than that."""
 
     def __init__(
         self, costs: CostTable, distortions: Sequence[Row], config: ControllerConfig

@@ -52,8 +52,8 @@ def reward(quality: float, cost: float, beta: float) -> float:
 class Reinforce:
     """One draw per decision, a baseline, an entropy penalty on a cosine schedule."""
 
-    least_spent = 0.98
-    """Log-probabilities do not say that spending more is better: what is left is spent."""
+    slack = math.inf
+    """Log-probabilities do not tell how much worse another assignment would be."""
 
     def __init__(self, costs: CostTable, config: ControllerConfig) -> None:
         """Name the decisions.

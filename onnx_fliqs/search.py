@@ -503,7 +503,7 @@ class _Run:
         final = project(
             self._controller.preferences(state.controller),
             self._costs,
-            self._controller.least_spent,
+            self._controller.slack,
         )
         policy = self._controller.policy(state.controller, 1.0)
         fixed = replace(state, final=final, entropy=entropy(policy))

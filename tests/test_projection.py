@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from onnx_fliqs.controller import Choices
 from onnx_fliqs.errors import InfeasibleError
-from onnx_fliqs.projection import project
+from onnx_fliqs.projection import LEAST_SPENT, project
 
 Vectors = tuple[npt.NDArray[np.float64], ...]
 
+FREE = 0.0
+"""Nothing is given up to spend the budget."""
 ROUNDING = 1e-9
 """The documented tolerance on the budget."""
 
@@ -56,7 +58,7 @@ def test_it_is_preferred_as_much_as_the_best_of_all_assignments(
     problem: tuple[Vectors, Vectors],
 ) -> None:
     preferences, costs = problem
-    found = project(preferences, costs)
+    found = project(preferences, costs, FREE)
     spread = max(float(np.ptp(row)) for row in preferences)
     # The solver's tolerance of 1e-6 is relative to the largest difference.
     assert total(preferences, found) >= best(preferences, costs) - 1e-5 * spread - 1e-12
@@ -66,7 +68,7 @@ def test_it_is_preferred_as_much_as_the_best_of_all_assignments(
 @given(problem=problems())
 def test_the_budget_is_always_met(problem: tuple[Vectors, Vectors]) -> None:
     preferences, costs = problem
-    found = project(preferences, costs)
+    found = project(preferences, costs, FREE)
     assert len(found) == len(preferences)
     assert all(0 <= c < len(row) for c, row in zip(found, costs, strict=True))
     assert total(costs, found) <= 1 + ROUNDING
@@ -78,7 +80,7 @@ def test_a_budget_below_every_assignment_is_infeasible(
     problem: tuple[Vectors, Vectors],
 ) -> None:
     with pytest.raises(InfeasibleError):
-        project(*problem)
+        project(*problem, FREE)
 
 
 @settings(deadline=None, max_examples=50)
@@ -89,7 +91,7 @@ def test_the_argmax_is_taken_where_it_meets_the_budget(
     preferences, costs = problem
     argmax = tuple(int(np.argmax(p)) for p in preferences)
     exact = tuple(row / total(costs, argmax) for row in costs)
-    found = project(preferences, exact)
+    found = project(preferences, exact, FREE)
     # Another of the same probability is as good.
     spread = max(float(np.ptp(row)) for row in preferences)
     assert total(preferences, found) == pytest.approx(
@@ -112,7 +114,7 @@ def test_the_least_preference_is_given_up_first() -> None:
     preferences = (np.array([0.4, 0.6]), np.array([0.01, 0.99]), np.array([0.2, 0.8]))
     costs = tuple(np.array([0.25, 0.5]) for _ in range(3))
     # The argmax costs 1.5; of the two that must become cheap, those that mind it least.
-    assert project(preferences, costs) == (0, 1, 0)
+    assert project(preferences, costs, FREE) == (0, 1, 0)
 
 
 def test_preferences_above_the_budget_still_give_an_assignment() -> None:
@@ -136,7 +138,7 @@ def test_a_large_network_is_projected_within_its_budget(seed: int) -> None:
         -sensitivity * 4.0 ** (4 - bits) for sensitivity in rng.lognormal(0, 1, 100)
     )
     costs = tuple(m * bits**2 / (25 * macs.sum()) for m in macs)
-    found = project(preferences, costs)
+    found = project(preferences, costs, FREE)
     assert 0.98 <= total(costs, found) <= 1 + ROUNDING
 
 
@@ -144,13 +146,19 @@ def test_the_same_problem_gives_the_same_assignment() -> None:
     rng = np.random.default_rng(0)
     preferences = tuple(rng.dirichlet(np.ones(5)) for _ in range(30))
     costs = tuple(rng.uniform(0.01, 0.06, 5) for _ in range(30))
-    assert len({project(preferences, costs) for _ in range(3)}) == 1
+    assert len({project(preferences, costs, FREE) for _ in range(3)}) == 1
 
 
-def test_what_is_left_of_the_budget_is_spent_where_that_is_asked_for() -> None:
-    indifferent = tuple(np.array([0.0, -1e-3]) for _ in range(4))
+def test_a_budget_is_spent_if_that_costs_little() -> None:
     costs = tuple(np.array([0.1, 0.25]) for _ in range(4))
-    assert project(indifferent, costs) == (0, 0, 0, 0)
-    assert project(indifferent, costs, least=0.98) == (1, 1, 1, 1)
-    # Nothing lies between 0.98 and 1: the bound is dropped.
-    assert project(indifferent, costs[:3], least=0.98) == (0, 0, 0)
+    indifferent = tuple(np.array([-1.0, -1.01]) for _ in range(4))
+    assert project(indifferent, costs, FREE) == (0, 0, 0, 0)
+    assert project(indifferent, costs, 0.1) == (1, 1, 1, 1)
+    assert project(tuple(np.array([-1.0, -2.0]) for _ in range(4)), costs, 0.1) == (0, 0, 0, 0)
+    assert project(tuple(np.array([-1.0, -2.0]) for _ in range(4)), costs) == (1, 1, 1, 1)
+
+
+def test_a_budget_that_cannot_be_spent_is_met_below() -> None:
+    costs = tuple(np.array([0.1, 0.2]) for _ in range(4))
+    assert LEAST_SPENT > 0.8
+    assert project(tuple(np.array([-2.0, -1.0]) for _ in range(4)), costs) == (1, 1, 1, 1)

