@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnx_fliqs.errors import UnsupportedError
 from onnx_fliqs.formats import Format
-from onnx_fliqs.sites import Layer, SearchSpace, Site, Skipped
+from onnx_fliqs.sites import Layer, SearchSpace, Site, Skipped, computed_in_integers
 from onnx_fliqs.targets import Placement, Target
 
 __all__ = ["find_layers"]
@@ -74,7 +74,8 @@ def find_layers(model: ir.Model, target: Target, formats: Sequence[Format]) -> S
         for layer in found.layers
         if (site := _weight_site(layer, found.nodes[layer.name])) is not None
     }
-    biases = _bias_sites(found, operands, weights) if target.integer_bias else []
+    integers = any(computed_in_integers(fmt) for fmt in formats)
+    biases = _bias_sites(found, operands, weights) if integers else []
     return SearchSpace(
         tuple(found.layers),
         (*operands, *weights.values(), *biases),

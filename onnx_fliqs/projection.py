@@ -23,8 +23,8 @@ def project(
     """Choose the assignment that is preferred most among those that meet the budget.
 
     Maximises sum_i preference_i(a_i) subject to sum_i cost_i(a_i) <= 1, an integer program;
-    twice: among the assignments that spend the budget, and among all. The first is taken unless
-    the second is better by more than ``slack``.
+    twice: among the assignments that spend the budget, and among all. The first is taken
+    unless the second is better by more than ``slack``.
 
     Args:
         preferences: Never positive, 0 is best: log-probabilities, or predicted losses negated,

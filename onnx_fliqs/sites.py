@@ -23,7 +23,16 @@ from onnx_fliqs.formats import (
     unsigned_variant,
 )
 
-__all__ = ["FormatMap", "Layer", "ScaleTable", "SearchSpace", "Site", "SiteValues", "Skipped"]
+__all__ = [
+    "FormatMap",
+    "Layer",
+    "ScaleTable",
+    "SearchSpace",
+    "Site",
+    "SiteValues",
+    "Skipped",
+    "computed_in_integers",
+]
 
 FormatMap: TypeAlias = Mapping[str, Format]
 """Layer name → the format that it was given."""
@@ -32,6 +41,15 @@ ScaleTable: TypeAlias = Mapping[tuple[str, str], npt.NDArray[np.float32]]
 """(site name, format name) → scales, of shape [site.channels]: the switchable thresholds."""
 
 _BIAS: Final = IntFormat(bits=32)
+
+
+def computed_in_integers(fmt: Format) -> bool:
+    """Whether runtimes may compute a layer of this format in integers.
+
+    These are the widths whose weights and activations both travel as 8-bit integers. The bias
+    is then added to int32 sums, so it is rounded to the product of their scales.
+    """
+    return isinstance(fmt, IntFormat) and 4 < fmt.bits <= 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +100,7 @@ class Site:
     def effective(self, fmt: Format) -> Format:
         """The format as this tensor takes it: unsigned where that loses nothing."""
         if self.bias_of is not None:
-            return _BIAS if isinstance(fmt, IntFormat) else FORMATS["float32"]
+            return _BIAS if computed_in_integers(fmt) else FORMATS["float32"]
         return unsigned_variant(fmt) if self.unsigned else fmt
 
     @property

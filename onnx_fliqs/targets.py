@@ -34,8 +34,6 @@ class Target:
     placement: Placement
     unsigned_container: bool
     """Whether signed 8-bit activations are stored as uint8 with zero point 128."""
-    integer_bias: bool
-    """Whether biases are int32 with the scale of the product."""
     qdq_types: tuple[str, ...] | None
     """ONNX types that its QuantizeLinear and DequantizeLinear take; None for all of them."""
 
@@ -80,7 +78,6 @@ TARGETS: Final[dict[str, Target]] = {
             default_bits=5.0,
             placement=Placement.LAYER_INPUTS,
             unsigned_container=False,
-            integer_bias=False,
             qdq_types=None,
         ),
         Target(
@@ -91,7 +88,6 @@ TARGETS: Final[dict[str, Target]] = {
             default_bits=8.0,
             placement=Placement.TENSORS,
             unsigned_container=True,
-            integer_bias=True,
             qdq_types=("UINT8", "INT8", "INT32"),
         ),
     )

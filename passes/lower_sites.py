@@ -24,7 +24,13 @@ from onnx_fliqs.site_functions import (
     INTEGER_SITE,
     site_function,
 )
-from onnx_fliqs.sites import FormatMap, ScaleTable, SearchSpace, Site
+from onnx_fliqs.sites import (
+    FormatMap,
+    ScaleTable,
+    SearchSpace,
+    Site,
+    computed_in_integers,
+)
 from onnx_fliqs.targets import Target
 
 __all__ = ["LowerSitesPass"]
@@ -39,6 +45,7 @@ class LowerSitesPass(ir.passes.InPlacePass):
              x_codes = QuantizeLinear (x, scale)
              x_q = DequantizeLinear (x_codes, scale)
 
+    A bias that the site left in float32 is stored as int32 with a fine scale of its own.
     Activations of fewer than 8 bits get a Clip in front and travel as 8-bit integers.
     Minifloats without one keep the site's own arithmetic and only their weights are
     stored narrow. bf16 and fp16 become Casts; float32 disappears.
@@ -68,6 +75,10 @@ class LowerSitesPass(ir.passes.InPlacePass):
         made: dict[tuple[Any, ...], ir.Value] = {}
         for node in nodes:
             self._lower(model.graph, node, sites[node.metadata_props[SITE_KEY]], made)
+        for node in list(model.graph):
+            layer = self._space.layer.get(str(node.name))
+            if layer is not None and _endangers_bias(self._chosen[layer.name]):
+                _protect_bias(model.graph, node)
         common.RemoveUnusedNodesPass()(model)
         for name in (ANY_SITE, INTEGER_SITE):
             model.functions.pop((DOMAIN, name, ""), None)
@@ -240,3 +251,41 @@ def _arithmetic(
         copy = ir.node(inner.op_type, [values[v] for v in inner.inputs], name=name)
         values[inner.outputs[0]] = _append(build, copy)
     return values[function.outputs[0]]
+
+
+def _endangers_bias(fmt: Format) -> bool:
+    """Whether the operands are dequantized, but never multiplied as 8-bit integers."""
+    if isinstance(fmt, IntFormat):
+        return not computed_in_integers(fmt)
+    return container_of(fmt).native and not is_passthrough(fmt)
+
+
+def _protect_bias(graph: ir.Graph, node: ir.Node) -> None:
+    """Store a float bias as int32 codes, so finely that nothing is lost.
+
+    ONNX Runtime 1.31 rounds float biases between quantized operands to the product of their
+    scales, from its basic level on, whatever the types: coarse for 4 bits, and beyond int32
+    for 16 bits and float8. What is dequantized already, it leaves alone.
+    """
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None or not bias.is_initializer() or bias.dtype is not ir.DataType.FLOAT:
+        return
+    assert bias.const_value is not None
+    values = bias.const_value.numpy()
+    # Codes of at most 2^30; the scale is a power of two, so that products are exact.
+    exponent = int(np.frexp(np.abs(values).max(initial=0.0))[1]) - 30
+    name = f"{node.name}.bias"
+    operands = []
+    for suffix, array in (
+        ("codes", np.rint(np.ldexp(values.astype(np.float64), -exponent)).astype(np.int32)),
+        ("scale", np.ldexp(np.float32(1), exponent)),
+    ):
+        value = ir.val(
+            f"{name}.{suffix}", const_value=ir.tensor(array, name=f"{name}.{suffix}")
+        )
+        graph.register_initializer(value)
+        operands.append(value)
+    read = ir.node("DequantizeLinear", operands, name=f"{name}.DequantizeLinear")
+    read.outputs[0].name = f"{name}.dequantized"
+    graph.insert_before(node, read)
+    node.replace_input_with(2, read.outputs[0])

@@ -112,7 +112,10 @@ def test_codes_and_scales_stand_flat_in_two_initializers() -> None:
         name: canonical.graph.initializers[name].const_value.shape.numpy()  # type: ignore[union-attr]
         for name in (CODES, SCALES)
     }
-    assert shapes == {CODES: (4 * 5,), SCALES: (1 + 1 + 4 + 2,)}
+    # Two activations, two weights and their biases, per channel.
+    channels = {site.name: site.channels for site in space.sites}
+    assert shapes == {CODES: (5 * len(channels),), SCALES: (sum(channels.values()),)}
+    assert sorted(channels.values()) in ([1, 1, 2, 4], [1, 1, 2, 2, 4, 4])
 
 
 def test_layers_in_a_branch_stay_float() -> None:

@@ -487,3 +487,22 @@ def test_int4_initializers_are_packed() -> None:
     expected, actual = evaluate((prepared.searchable(), graph), random_feeds(graph, 1))
     # Four bits of three layers in a row are coarse; wrongly unpacked ones are unrelated.
     assert np.corrcoef(expected[0].ravel(), actual[0].ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("name", ["int2", "int4", "int16", "e4m3", "e5m2"])
+def test_biases_beside_dequantized_operands_are_stored_where_no_runtime_rounds_them(
+    name: str,
+) -> None:
+    """ONNX Runtime 1.31.1 rounds float biases to the product of the operands' scales."""
+    case = calibrated_case("conv_relu_conv")
+    graph = case.emitted(case.space.uniform(FORMATS[name]))
+    biases = [node.inputs[2] for node in graph.graph if node.op_type == "Conv"]
+    assert len(biases) == 2
+    for value in biases:
+        assert value is not None
+        producer = value.producer()
+        assert producer is not None
+        assert producer.op_type == "DequantizeLinear"
+        scale = initializer(graph, str(producer.inputs[1].name))  # type: ignore[union-attr]
+        # A power of two: the codes times the scale are exact.
+        assert np.frexp(scale)[0] == 0.5

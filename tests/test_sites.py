@@ -258,9 +258,17 @@ def test_a_tensor_of_several_layers_takes_the_fewest_bits_of_any() -> None:
     space = _space("int4", "int8", "float32")
     chosen = {"a": FORMATS["int8"], "b": FORMATS["int4"]}
     formats = {site.name: space.site_format(site, chosen).name for site in space.sites}
-    assert formats == {"x": "int8", "r": "uint4", "w": "int4", "bias": "int32"}
+    assert formats == {"x": "int8", "r": "uint4", "w": "int4", "bias": "float32"}
     chosen = {"a": FORMATS["float32"], "b": FORMATS["float32"]}
     assert {space.site_format(site, chosen).name for site in space.sites} == {"float32"}
+
+
+@pytest.mark.parametrize("name", ["int4", "int5", "int8", "int16", "e4m3", "bf16"])
+def test_biases_are_int32_where_runtimes_may_add_them_to_sums_of_integers(name: str) -> None:
+    space = _space("int4", name)
+    chosen = space.uniform(FORMATS[name])
+    expected = "int32" if name in ("int5", "int8") else "float32"
+    assert space.site_format(space.site["bias"], chosen).name == expected
 
 
 def test_only_formats_with_a_scale_of_their_own_are_calibrated() -> None:
