@@ -33,7 +33,8 @@ class Target:
     """Budget in effective bits where the user names none."""
     placement: Placement
     unsigned_container: bool
-    """Whether signed 8-bit activations are stored as uint8 with zero point 128."""
+    """Whether signed 8-bit activations travel as uint8 with zero point 128. ONNX Runtime turns
+    int8 activations into uint8 itself, and 1.31.1 then refuses some of those graphs to load."""
     qdq_types: tuple[str, ...] | None
     """ONNX types that its QuantizeLinear and DequantizeLinear take; None for all of them."""
 
@@ -77,7 +78,7 @@ TARGETS: Final[dict[str, Target]] = {
             default_space="int-l",
             default_bits=5.0,
             placement=Placement.LAYER_INPUTS,
-            unsigned_container=False,
+            unsigned_container=True,
             qdq_types=None,
         ),
         Target(

@@ -335,6 +335,8 @@ def started(arguments: Sequence[object]) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", "from onnx_fliqs.cli.main import main; main()"]
     return subprocess.Popen(
         [*command, *map(str, arguments)],
+        # A shell that runs the tests in the background makes its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -349,7 +351,7 @@ def wait_for_line(process: "subprocess.Popen[str]", words: str) -> None:
     raise AssertionError(f"the search ended before it said {words!r}")
 
 
-LONG = ("--steps", "60", "--batch-size", "16", "--threads", "2", "--bits", "4.5")
+LONG = ("--steps", "160", "--batch-size", "16", "--threads", "2", "--bits", "4.5")
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -361,7 +363,7 @@ def test_a_stopped_search_resumes_to_the_same_bytes(
     output = tmp_path / "resumed.onnx"
     arguments = ("search", model, "--data", TRAIN, "-o", output, *LONG)
     process = started(arguments)
-    wait_for_line(process, "step 36/60")
+    wait_for_line(process, "step 48/160")
     process.send_signal(how)
     _, error = process.communicate(timeout=60)
     folder = output.with_suffix(".checkpoint")
@@ -393,7 +395,7 @@ def test_a_checkpoint_that_is_not_resumed_is_kept(model: Path, tmp_path: Path) -
 def test_resuming_with_other_settings_is_refused(model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     process = started(("search", model, "--data", TRAIN, "-o", output, *LONG))
-    wait_for_line(process, "step 36/60")
+    wait_for_line(process, "step 48/160")
     process.kill()
     process.communicate(timeout=60)
     arguments = ("search", model, "--data", TRAIN, "-o", output, "--seed", 1, *LONG)
