@@ -34,7 +34,7 @@ class Target:
     placement: Placement
     unsigned_container: bool
     """Whether signed 8-bit activations travel as uint8 with zero point 128. ONNX Runtime turns
-    int8 activations into uint8 itself, and 1.31.1 then refuses some of those graphs to load."""
+    int8 activations into uint8 itself; 1.31.1 then cannot load some of those graphs."""
     qdq_types: tuple[str, ...] | None
     """ONNX types that its QuantizeLinear and DequantizeLinear take; None for all of them."""
 
