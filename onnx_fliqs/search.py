@@ -13,20 +13,17 @@ search that continues from a checkpoint ends with the same bytes as one that nev
 """
 
 import enum
-import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_fliqs._version import __version__
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.calibrate import activation_scales, blended, sample_values, weight_scales
 from onnx_fliqs.checkpoint import Checkpoint
@@ -42,49 +39,29 @@ from onnx_fliqs.controller import (
     sample,
     uniform,
 )
-from onnx_fliqs.cost import (
-    Budget,
-    BudgetKind,
-    CostTable,
-    check_feasible,
-    cost_of,
-    cost_table,
-    reachable_bits,
-)
+from onnx_fliqs.cost import CostTable, cost_of, cost_table
 from onnx_fliqs.critic import Critic
-from onnx_fliqs.data import Dataset, batch_indices, check_labels, input_specs, load_npz, split
+from onnx_fliqs.data import Dataset, batch_indices
 from onnx_fliqs.emit import emit
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
-from onnx_fliqs.evaluate import run_dataset, scored_output
-from onnx_fliqs.model import load_model
-from onnx_fliqs.objective import Objective, choose_objective, quality
+from onnx_fliqs.evaluate import run_dataset
+from onnx_fliqs.objective import quality
 from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
-from onnx_fliqs.prepare import (
-    Prepared,
-    calibrate,
-    make_batch,
-    prepare,
-    synthetic_data,
-    with_weights,
-)
+from onnx_fliqs.prepare import make_batch, with_weights
 from onnx_fliqs.projection import project
 from onnx_fliqs.reinforce import Reinforce
 from onnx_fliqs.report import SearchResult, layer_reports
 from onnx_fliqs.runtime import load_training, make_session
-from onnx_fliqs.sites import ScaleTable, SearchSpace, SiteValues
-from onnx_fliqs.targets import Target, parse_target
-from onnx_fliqs.train_step import Batch, TrainState, TrainStep
-from onnx_fliqs.trainability import stopped_operators, trainable_parameters, why_frozen
+from onnx_fliqs.search_setup import Setup, set_up
+from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
+from onnx_fliqs.sites import ScaleTable, SiteValues
+from onnx_fliqs.train_step import Batch, TrainStep
+from onnx_fliqs.trainability import stopped_operators, trainable_parameters
 
 __all__ = ["Phase", "Progress", "search"]
 
-Array: TypeAlias = npt.NDArray[Any]
-Scales: TypeAlias = dict[tuple[str, str], npt.NDArray[np.float32]]
-
 logger = logging.getLogger(__name__)
 
-_SYNTHETIC_SAMPLES: Final = 256
-_LARGEST_VALIDATION: Final = 2000
 _EVALUATION_BATCH: Final = 64
 _VERIFIED_BATCHES: Final = 2
 _EVALUATIONS: Final = 5
@@ -126,36 +103,6 @@ class Progress:
     """Quality of the fixed assignment on the held-out samples, when it was measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Best:
-    """The best weights and thresholds of the fixed assignment so far."""
-
-    quality: float
-    loss: float
-    """Loss on the held-out samples: decides among equals."""
-    weights: Mapping[str, Array]
-    scales: Scales
-
-
-@dataclass(frozen=True, slots=True)
-class SearchState:
-    """Everything that a step changes."""
-
-    step: int
-    """Steps done."""
-    train: TrainState
-    controller: Any
-    """What the policy has learned; the controller knows its form."""
-    scales: Scales
-    final: Choices | None = None
-    """The fixed assignment, once there is one."""
-    entropy: float = math.nan
-    """Of the policy when it was fixed."""
-    best: Best | None = None
-    skipped: int = 0
-    """Steps in a row whose gradient was not finite."""
-
-
 def search(
     model: Path | ir.Model,
     data: Path | Dataset | None = None,
@@ -191,7 +138,7 @@ def search(
     config = config or SearchConfig()
     load_training()
     started = time.monotonic()
-    setup = _set_up(model, data, config)
+    setup = set_up(model, data, config)
     store = None
     if checkpoint is not None:
         store = Checkpoint(checkpoint, setup.identity)
@@ -208,129 +155,13 @@ def search(
         run.close()
 
 
-# --- preparation ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Setup:
-    config: SearchConfig
-    target: Target
-    prepared: Prepared
-    scales: Scales
-    distortions: tuple[npt.NDArray[np.float64], ...]
-    """Relative squared error of each layer's operands in each format."""
-    budget: Budget
-    objective: Objective
-    train: Dataset
-    held_out: Dataset
-    identity: Mapping[str, Any]
-    warnings: tuple[str, ...]
-
-
-def _set_up(
-    source: Path | ir.Model, data: Path | Dataset | None, config: SearchConfig
-) -> _Setup:
-    target = parse_target(config.target)
-    formats = target.space(config.space)
-    model = load_model(source) if isinstance(source, Path) else source
-    fingerprint = hashlib.sha256(
-        ir.to_proto(model).SerializeToString(deterministic=True)
-    ).hexdigest()
-    warnings = []
-    dataset = load_npz(data, input_specs(model)) if isinstance(data, Path) else data
-    prepared = prepare(model, dataset, target, formats)
-    budget = config.budget or _default_budget(prepared.space, target)
-    check_feasible(prepared.space, budget)
-    if dataset is None:
-        dataset = synthetic_data(prepared.canonical, _SYNTHETIC_SAMPLES, config.seed)
-        warnings.append(
-            "no data was given: thresholds, weights and quality rest on made-up inputs;"
-            " pass --data for a model to ship"
-        )
-    train, held_out = split(dataset, _validation_share(len(dataset), config), config.seed)
-    prepared, scales, distortions = calibrate(prepared, train, config.seed)
-    objective = _objective(prepared, train, config)
-    outputs = objective.outputs
-    prepared = _mark_frozen(prepared, outputs)
-    identity = {
-        "version": __version__,
-        "model": fingerprint,
-        "data": dataset.fingerprint(),
-        "settings": _settings(config, budget),
-    }
-    return _Setup(
-        config,
-        target,
-        prepared,
-        scales,
-        distortions,
-        budget,
-        objective,
-        train,
-        held_out,
-        identity,
-        tuple(warnings),
-    )
-
-
-def _settings(config: SearchConfig, budget: Budget) -> dict[str, Any]:
-    """The settings that change the result, as JSON values."""
-    settings = asdict(config)
-    settings["budget"] = str(budget)
-    settings["controller"]["method"] = config.controller.method.value
-    settings["workers"] = config.threads
-    del settings["checkpoint_every"]
-    return settings
-
-
-def _validation_share(samples: int, config: SearchConfig) -> float:
-    return min(config.validation, _LARGEST_VALIDATION / samples)
-
-
-def _default_budget(space: SearchSpace, target: Target) -> Budget:
-    """The target's bits, as far as the space reaches."""
-    low, high = reachable_bits(space)
-    return Budget(BudgetKind.BITS, min(max(target.default_bits, low), high))
-
-
-def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Objective:
-    """Choose the loss by a look at the float model's outputs; check the labels against it."""
-    size = train.fixed_batch or min(_EVALUATION_BATCH, len(train))
-    sample = train.take(np.arange(size) % len(train))
-    session = make_session(ir.to_proto(prepared.canonical).SerializeToString())
-    names = [
-        str(v.name) for v in prepared.canonical.graph.outputs if v.dtype is ir.DataType.FLOAT
-    ]
-    teacher = run_dataset(session, sample, names) if names else {}
-    labelled = train.labels is not None and config.loss in ("auto", "cross-entropy")
-    if labelled:
-        scores = next(iter(scored_output(teacher, sample).values()))
-        check_labels(train, scores.shape[1])
-    return choose_objective(
-        prepared.canonical,
-        teacher,
-        labelled=labelled,
-        distillation=config.distillation,
-        loss=config.loss,
-    )
-
-
-def _mark_frozen(prepared: Prepared, outputs: tuple[str, ...]) -> Prepared:
-    """Note on each layer why its weight will not be trained."""
-    reasons = why_frozen(prepared.canonical, prepared.space.layers, outputs)
-    layers = tuple(
-        replace(layer, frozen=reasons.get(layer.name)) for layer in prepared.space.layers
-    )
-    return replace(prepared, space=replace(prepared.space, layers=layers))
-
-
 # --- the loop ------------------------------------------------------------------------------
 
 
 class _Run:
     """The sessions of one search, and its step as a function of a SearchState."""
 
-    def __init__(self, setup: _Setup, store: Checkpoint | None) -> None:
+    def __init__(self, setup: Setup, store: Checkpoint | None) -> None:
         config, space = setup.config, setup.prepared.space
         self._setup = setup
         self._store = store
@@ -560,14 +391,14 @@ class _Run:
 
     def _save(self, state: SearchState) -> None:
         if self._store is not None:
-            self._store.write(_to_arrays(state, self._controller))
+            self._store.write(to_arrays(state, self._controller))
 
     def restore(self) -> SearchState:
         """The state of the checkpoint, or the initial one if there is none."""
         arrays = self._store.read() if self._store is not None else None
         if arrays is None:
             return self.initial()
-        return _from_arrays(arrays, self._step, self._controller)
+        return from_arrays(arrays, self._step, self._controller)
 
     # --- the end ---------------------------------------------------------------------------
 
@@ -622,7 +453,7 @@ def _rank(quality: float, loss: float) -> tuple[float, float]:
     return tuple(-math.inf if math.isnan(v) else v for v in (quality, -loss))  # type: ignore[return-value]
 
 
-def _controller(setup: _Setup, costs: CostTable) -> Controller[Any]:
+def _controller(setup: Setup, costs: CostTable) -> Controller[Any]:
     config = setup.config.controller
     if config.method is Method.REINFORCE:
         return Reinforce(costs, config)
@@ -646,65 +477,3 @@ def _batches(data: Dataset, size: int) -> list[Batch]:
     if data.fixed_batch is None:
         rows[-1] = rows[-1][rows[-1] < len(data)]
     return [make_batch(data, np.minimum(row, len(data) - 1)) for row in rows]
-
-
-# --- state as arrays -----------------------------------------------------------------------
-
-
-def _to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Array]:
-    arrays: dict[str, Array] = {
-        "step": np.asarray(state.step),
-        "skipped": np.asarray(state.skipped),
-        "entropy": np.asarray(state.entropy),
-        **{f"train/{name}": array for name, array in state.train.arrays().items()},
-        **{
-            f"controller/{name}": array
-            for name, array in controller.to_arrays(state.controller).items()
-        },
-        **_scale_arrays("scales", state.scales),
-    }
-    if state.final is not None:
-        arrays["final"] = np.array(state.final, np.int64)
-    if state.best is not None:
-        arrays |= {
-            "best": np.array([state.best.quality, state.best.loss]),
-            **{f"best_weights/{name}": a for name, a in state.best.weights.items()},
-            **_scale_arrays("best_scales", state.best.scales),
-        }
-    return arrays
-
-
-def _from_arrays(
-    arrays: Mapping[str, Array], step: TrainStep, controller: Controller[Any]
-) -> SearchState:
-    best = None
-    if "best" in arrays:
-        value, loss = map(float, arrays["best"])
-        best = Best(
-            value, loss, _below("best_weights", arrays), _scales_below("best_scales", arrays)
-        )
-    return SearchState(
-        step=int(arrays["step"]),
-        train=step.restore(_below("train", arrays)),
-        controller=controller.from_arrays(_below("controller", arrays)),
-        scales=_scales_below("scales", arrays),
-        final=tuple(map(int, arrays["final"])) if "final" in arrays else None,
-        entropy=float(arrays["entropy"]),
-        best=best,
-        skipped=int(arrays["skipped"]),
-    )
-
-
-def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-    start = f"{prefix}/"
-    return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
-
-
-def _scale_arrays(prefix: str, scales: ScaleTable) -> dict[str, Array]:
-    """Format first: a site's name may hold any character."""
-    return {f"{prefix}/{fmt}/{site}": array for (site, fmt), array in scales.items()}
-
-
-def _scales_below(prefix: str, arrays: Mapping[str, Array]) -> Scales:
-    pairs = ((name.split("/", 1), array) for name, array in _below(prefix, arrays).items())
-    return {(site, fmt): array for (fmt, site), array in pairs}

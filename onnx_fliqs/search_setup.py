@@ -1,0 +1,159 @@
+"""What a search starts from: the model, the data and the settings, checked and prepared."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from onnx_fliqs._version import __version__
+from onnx_fliqs.config import SearchConfig
+from onnx_fliqs.cost import Budget, BudgetKind, check_feasible, reachable_bits
+from onnx_fliqs.data import Dataset, check_labels, input_specs, load_npz, split
+from onnx_fliqs.evaluate import run_dataset, scored_output
+from onnx_fliqs.model import load_model
+from onnx_fliqs.objective import Objective, choose_objective
+from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data
+from onnx_fliqs.runtime import make_session
+from onnx_fliqs.search_state import Scales
+from onnx_fliqs.sites import SearchSpace
+from onnx_fliqs.targets import Target, parse_target
+from onnx_fliqs.trainability import why_frozen
+
+__all__ = ["Setup", "set_up"]
+
+_SYNTHETIC_SAMPLES: Final = 256
+_LARGEST_VALIDATION: Final = 2000
+_SAMPLE: Final = 64
+"""Samples on which the float model's outputs are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything that does not change during a search."""
+
+    config: SearchConfig
+    target: Target
+    prepared: Prepared
+    scales: Scales
+    distortions: tuple[npt.NDArray[np.float64], ...]
+    """Relative squared error of each layer's operands in each format."""
+    budget: Budget
+    objective: Objective
+    train: Dataset
+    held_out: Dataset
+    identity: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+
+def set_up(
+    source: Path | ir.Model, data: Path | Dataset | None, config: SearchConfig
+) -> Setup:
+    """Read, check and prepare what a search needs.
+
+    Args:
+        source: The float model.
+        data: Samples; None: they are made up.
+        config: Settings.
+
+    Raises:
+        ModelError: The model cannot be read or quantized.
+        DataError: The data does not fit the model.
+        InfeasibleError: The budget cannot be met.
+    """
+    target = parse_target(config.target)
+    formats = target.space(config.space)
+    model = load_model(source) if isinstance(source, Path) else source
+    fingerprint = hashlib.sha256(
+        ir.to_proto(model).SerializeToString(deterministic=True)
+    ).hexdigest()
+    warnings = []
+    dataset = load_npz(data, input_specs(model)) if isinstance(data, Path) else data
+    prepared = prepare(model, dataset, target, formats)
+    budget = config.budget or _default_budget(prepared.space, target)
+    check_feasible(prepared.space, budget)
+    if dataset is None:
+        dataset = synthetic_data(prepared.canonical, _SYNTHETIC_SAMPLES, config.seed)
+        warnings.append(
+            "no data was given: thresholds, weights and quality rest on made-up inputs;"
+            " pass --data for a model to ship"
+        )
+    train, held_out = split(dataset, _validation_share(len(dataset), config), config.seed)
+    prepared, scales, distortions = calibrate(prepared, train, config.seed)
+    objective = _objective(prepared, train, config)
+    outputs = objective.outputs
+    prepared = _mark_frozen(prepared, outputs)
+    identity = {
+        "version": __version__,
+        "model": fingerprint,
+        "data": dataset.fingerprint(),
+        "settings": _settings(config, budget),
+    }
+    return Setup(
+        config,
+        target,
+        prepared,
+        scales,
+        distortions,
+        budget,
+        objective,
+        train,
+        held_out,
+        identity,
+        tuple(warnings),
+    )
+
+
+def _settings(config: SearchConfig, budget: Budget) -> dict[str, Any]:
+    """The settings that change the result, as JSON values."""
+    settings = asdict(config)
+    settings["budget"] = str(budget)
+    settings["controller"]["method"] = config.controller.method.value
+    settings["workers"] = config.threads
+    del settings["checkpoint_every"]
+    return settings
+
+
+def _validation_share(samples: int, config: SearchConfig) -> float:
+    return min(config.validation, _LARGEST_VALIDATION / samples)
+
+
+def _default_budget(space: SearchSpace, target: Target) -> Budget:
+    """The target's bits, as far as the space reaches."""
+    low, high = reachable_bits(space)
+    return Budget(BudgetKind.BITS, min(max(target.default_bits, low), high))
+
+
+def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Objective:
+    """Choose the loss by a look at the float model's outputs; check the labels against it."""
+    size = train.fixed_batch or min(_SAMPLE, len(train))
+    sample = train.take(np.arange(size) % len(train))
+    session = make_session(ir.to_proto(prepared.canonical).SerializeToString())
+    names = [
+        str(v.name) for v in prepared.canonical.graph.outputs if v.dtype is ir.DataType.FLOAT
+    ]
+    teacher = run_dataset(session, sample, names) if names else {}
+    labelled = train.labels is not None and config.loss in ("auto", "cross-entropy")
+    if labelled:
+        scores = next(iter(scored_output(teacher, sample).values()))
+        check_labels(train, scores.shape[1])
+    return choose_objective(
+        prepared.canonical,
+        teacher,
+        labelled=labelled,
+        distillation=config.distillation,
+        loss=config.loss,
+    )
+
+
+def _mark_frozen(prepared: Prepared, outputs: tuple[str, ...]) -> Prepared:
+    """Note on each layer why its weight will not be trained."""
+    reasons = why_frozen(prepared.canonical, prepared.space.layers, outputs)
+    layers = tuple(
+        replace(layer, frozen=reasons.get(layer.name)) for layer in prepared.space.layers
+    )
+    return replace(prepared, space=replace(prepared.space, layers=layers))

@@ -1,0 +1,115 @@
+"""The state of a search: one immutable value, and its form in a checkpoint."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_fliqs.controller import Choices, Controller
+from onnx_fliqs.sites import ScaleTable
+from onnx_fliqs.train_step import TrainState, TrainStep
+
+__all__ = ["Best", "Scales", "SearchState", "from_arrays", "to_arrays"]
+
+Array: TypeAlias = npt.NDArray[Any]
+Scales: TypeAlias = dict[tuple[str, str], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best weights and thresholds of the fixed assignment so far."""
+
+    quality: float
+    loss: float
+    """Loss on the held-out samples: decides among equals."""
+    weights: Mapping[str, Array]
+    scales: Scales
+
+
+@dataclass(frozen=True, slots=True)
+class SearchState:
+    """Everything that a step changes."""
+
+    step: int
+    """Steps done."""
+    train: TrainState
+    controller: Any
+    """What the policy has learned; the controller knows its form."""
+    scales: Scales
+    final: Choices | None = None
+    """The fixed assignment, once there is one."""
+    entropy: float = math.nan
+    """Of the policy when it was fixed."""
+    best: Best | None = None
+    skipped: int = 0
+    """Steps in a row whose gradient was not finite."""
+
+
+def to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Array]:
+    """The state as arrays, by name."""
+    arrays: dict[str, Array] = {
+        "step": np.asarray(state.step),
+        "skipped": np.asarray(state.skipped),
+        "entropy": np.asarray(state.entropy),
+        **{f"train/{name}": array for name, array in state.train.arrays().items()},
+        **{
+            f"controller/{name}": array
+            for name, array in controller.to_arrays(state.controller).items()
+        },
+        **_scale_arrays("scales", state.scales),
+    }
+    if state.final is not None:
+        arrays["final"] = np.array(state.final, np.int64)
+    if state.best is not None:
+        arrays |= {
+            "best": np.array([state.best.quality, state.best.loss]),
+            **{f"best_weights/{name}": a for name, a in state.best.weights.items()},
+            **_scale_arrays("best_scales", state.best.scales),
+        }
+    return arrays
+
+
+def from_arrays(
+    arrays: Mapping[str, Array], step: TrainStep, controller: Controller[Any]
+) -> SearchState:
+    """The state that :func:`to_arrays` wrote.
+
+    Args:
+        arrays: By name.
+        step: Wraps the weights.
+        controller: Knows the form of what it has learned.
+    """
+    best = None
+    if "best" in arrays:
+        value, loss = map(float, arrays["best"])
+        best = Best(
+            value, loss, _below("best_weights", arrays), _scales_below("best_scales", arrays)
+        )
+    return SearchState(
+        step=int(arrays["step"]),
+        train=step.restore(_below("train", arrays)),
+        controller=controller.from_arrays(_below("controller", arrays)),
+        scales=_scales_below("scales", arrays),
+        final=tuple(map(int, arrays["final"])) if "final" in arrays else None,
+        entropy=float(arrays["entropy"]),
+        best=best,
+        skipped=int(arrays["skipped"]),
+    )
+
+
+def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    start = f"{prefix}/"
+    return {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+
+
+def _scale_arrays(prefix: str, scales: ScaleTable) -> dict[str, Array]:
+    """Format first: a site's name may hold any character."""
+    return {f"{prefix}/{fmt}/{site}": array for (site, fmt), array in scales.items()}
+
+
+def _scales_below(prefix: str, arrays: Mapping[str, Array]) -> Scales:
+    pairs = ((name.split("/", 1), array) for name, array in _below(prefix, arrays).items())
+    return {(site, fmt): array for (fmt, site), array in pairs}
