@@ -165,7 +165,7 @@ class SearchProgress:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
-                TextColumn("{task.completed}/{task.total} {task.fields[text]}"),
+                TextColumn("{task.fields[text]}"),
                 TimeRemainingColumn(),
                 console=self._console,
                 transient=True,
@@ -196,7 +196,7 @@ class SearchProgress:
                 description=step.phase.value,
                 completed=step.step,
                 total=step.steps,
-                text=text,
+                text=f"{step.step}/{step.steps} {text}",
             )
         elif step.step % max(1, step.steps // _PLAIN_LINES) == 0 or step.step == step.steps:
             self._console.print(
