@@ -34,7 +34,7 @@ from onnx_fliqs.prepare import (
     synthetic_data,
 )
 from onnx_fliqs.report import SearchResult, layer_reports
-from onnx_fliqs.runtime import OptimizationLevel, make_session
+from onnx_fliqs.runtime import OptimizationLevel, make_session, run_session
 from onnx_fliqs.sites import Layer, Skipped
 from onnx_fliqs.targets import Target, parse_target
 from onnx_fliqs.trainability import why_frozen
@@ -330,7 +330,7 @@ def _against(graph: ir.Model, reference: ir.Model, batches: list[Any]) -> Compar
     if names != [value.name for value in sessions[0].get_outputs()]:
         raise FliqsError("the reference has other outputs than the model")
     rows = [
-        [dict(zip(names, s.run(names, dict(f)), strict=True)) for f in batches]
+        [dict(zip(names, run_session(s, names, f), strict=True)) for f in batches]
         for s in sessions
     ]
     found = [compare(mine, theirs) for mine, theirs in zip(*rows, strict=True)]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.formats import Format, grid_code
-from onnx_fliqs.runtime import make_session
+from onnx_fliqs.runtime import make_session, run_session
 from onnx_fliqs.sites import ScaleTable, SearchSpace, Site
 
 __all__ = [
@@ -190,7 +190,7 @@ class Observer:
         """The observed values for one batch, by name."""
         found = {name: feeds[name] for name in self.names if name in self._inputs}
         if self._session is not None:
-            arrays = self._session.run(self._inside, dict(feeds))
+            arrays = run_session(self._session, self._inside, feeds)
             found |= dict(zip(self._inside, arrays, strict=True))
         return found
 

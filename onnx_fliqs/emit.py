@@ -14,7 +14,7 @@ from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSit
 from onnx_fliqs.passes.lower_opset import LowerOpsetPass
 from onnx_fliqs.passes.lower_sites import LowerSitesPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
-from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session
+from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session, run_session
 from onnx_fliqs.sites import FormatMap, ScaleTable, SearchSpace
 from onnx_fliqs.targets import Target
 from onnx_fliqs.verify import Verification, verify_levels
@@ -103,7 +103,7 @@ def simulate(
         ir.to_proto(model).SerializeToString(), level=OptimizationLevel.NONE
     )
     names = [value.name for value in session.get_outputs()]
-    return [dict(zip(names, session.run(names, dict(f)), strict=True)) for f in batches]
+    return [dict(zip(names, run_session(session, names, f), strict=True)) for f in batches]
 
 
 def emit_graph(

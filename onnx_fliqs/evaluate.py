@@ -12,7 +12,7 @@ from onnx_fliqs.data import Dataset, check_labels, input_specs
 from onnx_fliqs.emit import required_level
 from onnx_fliqs.errors import ConfigError, DataError
 from onnx_fliqs.objective import Metric, choose_objective, quality
-from onnx_fliqs.runtime import OptimizationLevel, make_session
+from onnx_fliqs.runtime import OptimizationLevel, make_session, run_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -60,7 +60,7 @@ def run_dataset(
     session: "InferenceSession", dataset: Dataset, names: Sequence[str]
 ) -> dict[str, Array]:
     """Some outputs over a whole data set, joined along the samples."""
-    rows = [session.run(list(names), feeds) for feeds in feeds_of(dataset)]
+    rows = [run_session(session, names, feeds) for feeds in feeds_of(dataset)]
     joined = {}
     for i, name in enumerate(names):
         parts = [row[i] for row in rows]

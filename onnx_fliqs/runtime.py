@@ -5,17 +5,23 @@ and overwrite each other, so what is importable is checked here, and every failu
 command that mends it. Importing this module does not import ONNX Runtime.
 """
 
+import contextlib
 import enum
 import functools
 import importlib
 import importlib.metadata
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from onnx_fliqs.errors import EnvironmentMissingError, ModelError, UnsupportedError
+from onnx_fliqs.errors import (
+    EnvironmentMissingError,
+    FliqsError,
+    ModelError,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -26,6 +32,7 @@ __all__ = [
     "load_training",
     "make_session",
     "quiet_options",
+    "run_session",
 ]
 
 _PACKAGE_FILE: Final = "onnxruntime/__init__.py"
@@ -197,6 +204,39 @@ def make_session(
         )
     except Exception as error:  # ONNX Runtime's exceptions share no other base.
         raise _translate(error, model) from error
+
+
+def run_session(
+    session: "InferenceSession", names: Sequence[str], feeds: Mapping[str, Any]
+) -> list[Any]:
+    """Run a session on arrays.
+
+    Raises:
+        FliqsError: ONNX Runtime gives up while it runs: usually the inputs' free dimensions do
+            not fit each other.
+    """
+    with _one_line_failures():
+        results: list[Any] = session.run(list(names), dict(feeds))
+    return results
+
+
+def run_bound(session: "InferenceSession", binding: Any) -> None:
+    """Run a session on what its binding names.
+
+    Raises:
+        FliqsError: As for :func:`run_session`.
+    """
+    with _one_line_failures():
+        session.run_with_iobinding(binding)
+
+
+@contextlib.contextmanager
+def _one_line_failures() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's exceptions share no other base.
+        reason = _SOURCE_PLACE.sub("", _ERROR_CODE.sub("", _one_line(error)))
+        raise FliqsError(f"ONNX Runtime cannot run the model: {reason}") from error
 
 
 def _translate(error: Exception, model: bytes | Path) -> ModelError:

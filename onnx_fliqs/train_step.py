@@ -20,7 +20,13 @@ from onnx_fliqs.optimizer import BETA1, BETA2, build_optimizer
 from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
 from onnx_fliqs.passes.expose_optional_outputs import ExposeOptionalOutputsPass
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES
-from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session
+from onnx_fliqs.runtime import (
+    OptimizationLevel,
+    load_onnxruntime,
+    make_session,
+    run_bound,
+    run_session,
+)
 from onnx_fliqs.site_functions import gradient_functions
 from onnx_fliqs.sites import SiteValues
 
@@ -216,7 +222,7 @@ class TrainStep:
             binding.bind_cpu_input(name, feeds[name])
         for name in (LOSS, GRADIENT):
             binding.bind_output(name)
-        self._gradient.run_with_iobinding(binding)
+        run_bound(self._gradient, binding)
         outputs: list[OrtValue] = binding.get_outputs()
         return outputs
 
@@ -242,7 +248,7 @@ class TrainStep:
             binding.bind_cpu_input(name, array)
         for output in self._optimizer.get_outputs():
             binding.bind_output(output.name)
-        self._optimizer.run_with_iobinding(binding)
+        run_bound(self._optimizer, binding)
         *parameters, m, v, length, norm = binding.get_outputs()
         length_of_gradient = float(norm.numpy())
         applied = bool(np.isfinite(length_of_gradient) and length_of_gradient < 3e38)
@@ -287,7 +293,7 @@ class TrainStep:
     def teacher_outputs(self, batches: Sequence[Batch]) -> dict[str, Array]:
         """The float model's judged outputs over some batches."""
         names = self.objective.outputs
-        rows = self._pool.map(lambda b: self._teacher.run(names, dict(b.inputs)), batches)
+        rows = self._pool.map(lambda b: run_session(self._teacher, names, b.inputs), batches)
         return _join(names, list(rows))
 
     def observe(
@@ -317,7 +323,7 @@ class TrainStep:
         names = self.objective.teacher_outputs
         if not names:
             return {}
-        return dict(zip(names, self._teacher.run(names, dict(batch.inputs)), strict=True))
+        return dict(zip(names, run_session(self._teacher, names, batch.inputs), strict=True))
 
     def _run(
         self,
@@ -336,7 +342,7 @@ class TrainStep:
             binding.bind_cpu_input(name, feeds[name])
         for name in names:
             binding.bind_output(name)
-        session.run_with_iobinding(binding)
+        run_bound(session, binding)
         results: list[Array] = binding.copy_outputs_to_cpu()
         return results
 

@@ -236,6 +236,20 @@ def test_a_corrupt_data_file_is_refused(model: Path, tmp_path: Path) -> None:
     assert "cut.npz" in refused(1, "search", model, "--data", cut)
 
 
+def test_inputs_that_do_not_fit_each_other_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "two.onnx"
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, A] a, float[N, B] b) =>'
+        " (float[N, 3] y) <float[4, 3] w = {1,2,3,4,5,6,7,8,9,10,11,12}>"
+        " { x = Add (a, b)  y = MatMul (x, w) }"
+    )
+    onnx.save(model, path)
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((20, size)).astype(np.float32) for size in (4, 3))
+    data = save(tmp_path / "data.npz", a=a, b=b)
+    assert "cannot run the model" in refused(1, "search", path, "--data", data, *FAST)
+
+
 def test_integer_model_inputs_need_data(tmp_path: Path) -> None:
     path = tmp_path / "ids.onnx"
     model = parser.parse_model(
