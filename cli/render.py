@@ -102,9 +102,10 @@ def print_result(result: "SearchResult") -> None:
         f" ({cost.relative_to_int8:.2f} x int8), weights {_quantity(cost.weight_bytes)} bytes",
         markup=False,
     )
+    samples = "held-out samples" if result.steps else "the calibration samples"
     form = ".4f" if result.metric == "r2" else ".2%"
     console.print(
-        f"quality  {result.metric} on held-out samples: float {result.float_quality:{form}},"
+        f"quality  {result.metric} on {samples}: float {result.float_quality:{form}},"
         f" quantized {result.quantized_quality:{form}}",
         markup=False,
     )

@@ -81,6 +81,7 @@ def command(
     Writes the quantized model, the assignment (.assignment.json) beside it, and while it runs
     a checkpoint folder. Ctrl-C stops; --resume continues to the same result.
     """
+    from onnx_fliqs.checkpoint import Checkpoint
     from onnx_fliqs.cli import render
     from onnx_fliqs.config import SearchConfig
     from onnx_fliqs.search import search
@@ -113,7 +114,7 @@ def command(
             f"{error}; the same command with --resume continues (checkpoint: {folder})"
         ) from None
     result.save(path, assignment)
-    _remove(folder)
+    Checkpoint(folder, {}).remove()
     render.print_warnings(result.warnings)
     if as_json:
         render.print_json(result.to_dict(path, assignment))
@@ -141,14 +142,10 @@ def _budget(bits: float | None, bops: float | None, size: float | None) -> "Budg
 
 def _set_aside(folder: Path) -> None:
     """Keep the checkpoint of a stopped search that is not resumed: it may be hours of work."""
+    from onnx_fliqs.checkpoint import Checkpoint
+
     if folder.is_dir():
         aside = folder.with_name(f"{folder.name}.old")
-        _remove(aside)
+        Checkpoint(aside, {}).remove()
         folder.rename(aside)
         click.echo(f"note: the checkpoint of an earlier search is kept in {aside}", err=True)
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)

@@ -48,7 +48,8 @@ class SearchResult:
     cost: Cost
     metric: str
     float_quality: float
-    """Of the float model, on the samples held out from the data."""
+    """Of the float model, on the samples held out from the data (after an emission without a
+    search: on the calibration samples)."""
     quantized_quality: float
     """Of the emitted graph on the same samples, run at ``optimization_level``."""
     verification: Verification

@@ -45,9 +45,10 @@ from onnx_fliqs.data import Dataset, batch_indices
 from onnx_fliqs.emit import emit
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.evaluate import run_dataset
+from onnx_fliqs.formats import Format
 from onnx_fliqs.objective import quality
 from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
-from onnx_fliqs.prepare import make_batch, with_weights
+from onnx_fliqs.prepare import make_batch, weights_of, with_weights
 from onnx_fliqs.projection import project
 from onnx_fliqs.reinforce import Reinforce
 from onnx_fliqs.report import SearchResult, layer_reports
@@ -272,7 +273,7 @@ class _Run:
     def _values(self, choices: Choices, scales: ScaleTable) -> SiteValues:
         return self._space.values(self._formats(choices), scales)
 
-    def _formats(self, choices: Choices) -> dict[str, Any]:
+    def _formats(self, choices: Choices) -> dict[str, Format]:
         formats = self._space.formats
         return {
             layer.name: formats[choice]
@@ -345,7 +346,7 @@ class _Run:
         """Quality of the fixed assignment on the held-out samples; remembers the best."""
         assert state.final is not None
         values = self._values(state.final, state.scales)
-        outputs = self._step.outputs(state.train, self._held_out, values)
+        outputs, loss = self._step.judge(state.train, self._held_out, values)
         count = len(self._setup.held_out)
         metric = self._setup.objective.metric
         value = quality(
@@ -354,10 +355,6 @@ class _Run:
             labels=self._setup.held_out.labels,
             teacher={name: array[:count] for name, array in self._teacher.items()},
         )
-        losses = [
-            self._step.losses(state.train, batch, [values])[0] for batch in self._held_out[:8]
-        ]
-        loss = float(np.mean(losses))
         best = state.best
         if best is None or _rank(value, loss) >= _rank(best.quality, best.loss):
             weights = {name: v.numpy() for name, v in state.train.parameters.items()}
@@ -367,19 +364,15 @@ class _Run:
     def _rescale(self, state: SearchState) -> Scales:
         """Thresholds that follow the weights, and running ones for the activations."""
         space, config = self._space, self._setup.config
-        constants = self._setup.prepared.canonical.graph.initializers
-        weights = {
-            site.tensor: state.train.parameters[site.tensor].numpy()
-            if site.tensor in state.train.parameters
-            else constants[site.tensor].const_value.numpy()  # type: ignore[union-attr]
-            for site in space.sites
-            if site.is_weight
-        }
+        trained = {name: value.numpy() for name, value in state.train.parameters.items()}
+        weights = weights_of(self._setup.prepared.canonical, space) | trained
         choices = state.final or most_probable(
             self._controller.policy(state.controller, self._progress(state.step))
         )
         names = [site.tensor for site in space.sites if not site.is_weight]
-        batch = _batches(self._setup.train, _EVALUATION_BATCH)[0]
+        data = self._setup.train
+        size = data.fixed_batch or min(_EVALUATION_BATCH, len(data))
+        batch = make_batch(data, np.minimum(np.arange(size), len(data) - 1))
         seen = self._step.observe(
             state.train, batch, self._values(choices, state.scales), list(dict.fromkeys(names))
         )

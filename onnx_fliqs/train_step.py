@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "StepReport", "TrainState", "TrainStep"]
 
 Array: TypeAlias = npt.NDArray[Any]
-Parameters: TypeAlias = Mapping[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,6 @@ class TrainStep:
             for name in parameters
         }
         self._teacher = make_session(teacher, threads=1)
-        self._output_names = tuple(str(v.name) for v in searchable.graph.outputs)
         proto = self._with_loss(searchable)
         self._forward = make_session(proto.SerializeToString(), threads=1)
         self._searchable = searchable
@@ -277,18 +275,21 @@ class TrainStep:
             )
         )
 
-    def outputs(
+    def judge(
         self, state: TrainState, batches: Sequence[Batch], values: SiteValues
-    ) -> dict[str, Array]:
-        """The model's judged outputs over some batches, joined along the samples."""
+    ) -> tuple[dict[str, Array], float]:
+        """The judged outputs over some batches, joined along samples, and the mean loss."""
         names = self.objective.outputs
-        rows = self._pool.map(
-            lambda batch: self._run(
-                self._forward, state, batch, self._teach(batch), values, names
-            ),
-            batches,
+        rows = list(
+            self._pool.map(
+                lambda batch: self._run(
+                    self._forward, state, batch, self._teach(batch), values, [*names, LOSS]
+                ),
+                batches,
+            )
         )
-        return _join(names, list(rows))
+        loss = np.average([float(row[-1]) for row in rows], weights=[b.size for b in batches])
+        return _join(names, rows), float(loss)
 
     def teacher_outputs(self, batches: Sequence[Batch]) -> dict[str, Array]:
         """The float model's judged outputs over some batches."""

@@ -295,7 +295,7 @@ def test_the_reported_loss_is_that_of_the_formats_in_force(
 def test_float32_everywhere_is_the_float_model(digits: Task, step: TrainStep) -> None:
     batches = [digits.batch(size) for size in (64, 10)]
     state = step.initial()
-    found = step.outputs(state, batches, digits.values("float32"))
+    found = step.judge(state, batches, digits.values("float32"))[0]
     wanted = step.teacher_outputs(batches)
     assert found["logits"].shape == (74, 10)
     # Batch normalization and convolution round differently once fused.
@@ -309,7 +309,7 @@ def test_fewer_bits_are_further_from_the_float_model(digits: Task, step: TrainSt
     teacher = step.teacher_outputs([batch])["logits"]
 
     def distance(name: str) -> float:
-        found = step.outputs(step.initial(), [batch], digits.values(name))["logits"]
+        found = step.judge(step.initial(), [batch], digits.values(name))[0]["logits"]
         return float(np.linalg.norm(found - teacher))
 
     assert 0 < distance("int8") < distance("int4")
@@ -381,3 +381,17 @@ def test_every_format_can_be_fed_without_another_graph() -> None:
     with task.step() as step:
         losses = step.losses(step.initial(), task.batch(64), [task.values(n) for n in signed])
     assert np.isfinite(losses).all()
+
+
+def test_the_loss_of_a_judgement_is_the_mean_over_all_samples(
+    digits: Task, step: TrainStep
+) -> None:
+    batches, state, values = (
+        [digits.batch(size) for size in (48, 16)],
+        step.initial(),
+        digits.values("int4"),
+    )
+    losses = [step.losses(state, batch, [values])[0] for batch in batches]
+    assert losses[0] != losses[1]
+    wanted = (48 * losses[0] + 16 * losses[1]) / 64
+    assert step.judge(state, batches, values)[1] == pytest.approx(wanted, rel=1e-6)
