@@ -132,7 +132,7 @@ def print_inspection(found: "Inspection") -> None:
     table = _layer_table(("layer", "op", "params", "MACs", "trains"), 2)
     for layer in found.layers:
         trains = f"no: {layer.frozen}" if layer.frozen else "yes"
-        if layer.weight is None:
+        if not layer.weights:
             trains = "-"
         table.add_row(
             layer.name, layer.op_type, _quantity(layer.params), _quantity(layer.macs), trains

@@ -84,7 +84,7 @@ class Inspection:
                     "op": layer.op_type,
                     "macs": layer.macs,
                     "params": layer.params,
-                    "trainable": layer.weight is not None and layer.frozen is None,
+                    "trainable": bool(layer.weights) and layer.frozen is None,
                     "reason": layer.frozen,
                 }
                 for layer in self.layers

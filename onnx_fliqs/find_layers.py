@@ -117,7 +117,7 @@ def _classify(node: ir.Node, found: _Found) -> None:
         Layer(
             name=name,
             op_type=node.op_type,
-            weight=weight.name if weight is not None else None,
+            weights=(str(weight.name),) if weight is not None else (),
             params=_constant(weight).size if weight is not None else 0,  # type: ignore[union-attr]
             output=str(node.outputs[0].name),
         )

@@ -85,7 +85,7 @@ def prepare(
                 nodes[layer.name],
                 shapes[operands[layer.name]],
                 shapes[layer.output],
-                shapes.get(layer.weight or ""),
+                shapes.get(layer.weights[0]) if layer.weights else None,
             )
             // size,
         )

@@ -121,7 +121,7 @@ def layer_reports(space: SearchSpace, chosen: FormatMap) -> tuple[LayerReport, .
             params=layer.params,
             macs=layer.macs,
             share=layer.macs * fmt.bits**2 / total if total else 0.0,
-            trained=layer.frozen is None and layer.weight is not None,
+            trained=layer.frozen is None and bool(layer.weights),
             simulated=not container_of(fmt).native,
             reason=layer.frozen,
         )

@@ -59,8 +59,8 @@ class Layer:
     name: str
     """Name of its node."""
     op_type: str
-    weight: str | None
-    """Name of its constant operand; None for the product of two activations."""
+    weights: tuple[str, ...]
+    """Names of its constant operands; none for the product of two activations."""
     params: int
     """Elements of the weight."""
     output: str
@@ -68,7 +68,10 @@ class Layer:
     macs: int = 0
     """Multiply-accumulates for one sample."""
     frozen: str | None = None
-    """Why the weight is not trained; None where it is."""
+    """Why the weights are not trained; None where they are."""
+    weight_only: str | None = None
+    """Why the activations stay float; None where they are quantized. Such a layer multiplies
+    in float, whatever its format: it counts in bytes, not in bit operations."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

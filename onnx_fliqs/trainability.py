@@ -209,7 +209,7 @@ def why_frozen(
     reasons = {}
     for layer in layers:
         node = nodes[layer.name]
-        if layer.weight is None or node in passed:
+        if not layer.weights or node in passed:
             continue
         blockers = sorted({n.op_type for n in (node, *_users(node, model)) if n in stopped})
         reasons[layer.name] = (

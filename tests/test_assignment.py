@@ -23,7 +23,8 @@ VALID: dict[str, Any] = {"schema": 1, "target": "generic", "layers": {"a": "int4
 
 def space(*names: str) -> SearchSpace:
     layers = (
-        Layer(name=name, op_type="Gemm", weight="w", params=1, output="o") for name in names
+        Layer(name=name, op_type="Gemm", weights=("w",), params=1, output="o")
+        for name in names
     )
     return SearchSpace(tuple(layers), (), parse_space("int-l"))
 

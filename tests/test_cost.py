@@ -72,7 +72,12 @@ def space_of(*layers: tuple[int, int], formats: str = "int-l") -> SearchSpace:
     return SearchSpace(
         tuple(
             Layer(
-                name=f"l{i}", op_type="Gemm", weight="w", params=params, output="o", macs=macs
+                name=f"l{i}",
+                op_type="Gemm",
+                weights=("w",),
+                params=params,
+                output="o",
+                macs=macs,
             )
             for i, (macs, params) in enumerate(layers)
         ),

@@ -71,7 +71,7 @@ def test_a_channel_of_a_weight_makes_one_channel_of_the_output(name: str) -> Non
     feeds = random_feeds(plain)
     for layer in found(plain).layers:
         sites = [
-            s for s in found(plain).sites if s.tensor == layer.weight and s.axis is not None
+            s for s in found(plain).sites if s.tensor in layer.weights and s.axis is not None
         ]
         for site in sites:
             weight = np.array(initializer(plain, site.tensor))
@@ -93,7 +93,7 @@ def test_a_weight_of_several_layers_has_a_site_for_each() -> None:
 
 def test_the_product_of_two_activations_is_a_layer_without_a_weight() -> None:
     space = case("matmuls")
-    assert space.layer["both"].weight is None
+    assert space.layer["both"].weights == ()
     assert space.layer["both"].params == 0
     sites = [site.tensor for site in space.sites if site.layers == ("both",)]
     assert sites == ["a", "t"]

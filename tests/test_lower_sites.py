@@ -176,7 +176,7 @@ def test_weights_are_stored_in_the_container_of_their_format(fmt: Format) -> Non
     graph = prepared.emitted(prepared.space.uniform(fmt))
     dtype = container_of(fmt).dtype
     for layer in prepared.space.layers:
-        name = str(layer.weight)
+        name = layer.weights[0]
         stored = name if fmt.name == "float32" else f"{name}@{layer.name}.codes"
         tensor = graph.graph.initializers[stored].const_value
         assert tensor is not None
@@ -479,7 +479,7 @@ def test_the_basic_level_always_runs_what_was_searched(fmt: str) -> None:
 def test_int4_initializers_are_packed() -> None:
     # A text model stores them unpacked, which the checker passes and every runtime misreads.
     prepared = calibrated_case("square_of_a_tensor")
-    assert prepared.space.layer["square"].weight is None
+    assert prepared.space.layer["square"].weights == ()
     prepared = calibrated_case("gemms")
     graph = prepared.emitted(prepared.space.uniform(FORMATS["int4"]))
     proto = ir.to_proto(graph)

@@ -227,7 +227,7 @@ def test_neither_scale_nor_codes_get_a_gradient() -> None:
 def _space(*formats: str) -> SearchSpace:
     def layer(name: str) -> Layer:
         return Layer(
-            name=name, op_type="MatMul", weight=f"w_{name}", params=6, output=f"y_{name}"
+            name=name, op_type="MatMul", weights=(f"w_{name}",), params=6, output=f"y_{name}"
         )
 
     def site(name: str, *layers: str, **options: object) -> Site:
