@@ -185,6 +185,8 @@ def emit(
         metric=metric,
         float_quality=float_quality,
         quantized_quality=quantized,
+        untrained_loss=None,
+        loss=None,
         verification=emitted.verification,
         optimization_level=emitted.level,
         steps=0,

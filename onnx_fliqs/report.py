@@ -52,6 +52,11 @@ class SearchResult:
     search: on the calibration samples)."""
     quantized_quality: float
     """Of the emitted graph on the same samples, run at ``optimization_level``."""
+    untrained_loss: float | None
+    """Loss of the assignment on the held-out samples with the float model's weights; None after
+    an emission without a search."""
+    loss: float | None
+    """The same with the weights that are served."""
     verification: Verification
     optimization_level: OptimizationLevel
     """The highest level at which ONNX Runtime computes the graph right."""
@@ -78,6 +83,8 @@ class SearchResult:
                 "metric": self.metric,
                 "float": self.float_quality,
                 "quantized": self.quantized_quality,
+                "untrained_loss": self.untrained_loss,
+                "loss": self.loss,
             },
             "verification": self.verification.to_dict(),
             "optimization_level": self.optimization_level.value,

@@ -340,7 +340,9 @@ class _Run:
         policy = self._controller.policy(state.controller, 1.0)
         fixed = replace(state, final=final, entropy=entropy(policy))
         untrained = replace(fixed, train=self._step.initial(), scales=self._setup.scales)
-        return replace(fixed, best=self._measure(untrained)[0].best)
+        best = self._measure(untrained)[0].best
+        assert best is not None
+        return replace(fixed, best=best, untrained_loss=best.loss)
 
     def _measure(self, state: SearchState) -> tuple[SearchState, float]:
         """Quality of the fixed assignment on the held-out samples; remembers the best."""
@@ -431,6 +433,8 @@ class _Run:
             metric=metric.value,
             float_quality=quality(metric, teacher, **measure),  # type: ignore[arg-type]
             quantized_quality=quality(metric, outputs, **measure),  # type: ignore[arg-type]
+            untrained_loss=state.untrained_loss,
+            loss=best.loss,
             verification=emitted.verification,
             optimization_level=emitted.level,
             steps=setup.config.steps,

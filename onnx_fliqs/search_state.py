@@ -43,6 +43,8 @@ class SearchState:
     """The fixed assignment, once there is one."""
     entropy: float = math.nan
     """Of the policy when it was fixed."""
+    untrained_loss: float = math.nan
+    """Loss of the fixed assignment on the held-out samples, with the float model's weights."""
     best: Best | None = None
     skipped: int = 0
     """Steps in a row whose gradient was not finite."""
@@ -54,6 +56,7 @@ def to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Arra
         "step": np.asarray(state.step),
         "skipped": np.asarray(state.skipped),
         "entropy": np.asarray(state.entropy),
+        "untrained_loss": np.asarray(state.untrained_loss),
         **{f"train/{name}": array for name, array in state.train.arrays().items()},
         **{
             f"controller/{name}": array
@@ -95,6 +98,7 @@ def from_arrays(
         scales=_scales_below("scales", arrays),
         final=tuple(map(int, arrays["final"])) if "final" in arrays else None,
         entropy=float(arrays["entropy"]),
+        untrained_loss=float(arrays["untrained_loss"]),
         best=best,
         skipped=int(arrays["skipped"]),
     )

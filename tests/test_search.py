@@ -291,6 +291,17 @@ def test_the_report_adds_up(quick: SearchResult) -> None:
     json.dumps(report, allow_nan=False)
 
 
+def test_the_loss_is_told_before_and_after_training() -> None:
+    data = replace(digits(), labels=None)
+    result = search(DIGITS, data, replace(QUICK, space="int4", budget=None))
+    assert result.loss is not None
+    assert result.untrained_loss is not None
+    assert 0 < result.loss < result.untrained_loss
+    # Weights that training has not made better are the untrained ones.
+    harmed = search(DIGITS, data, replace(QUICK, learning_rate=0.9))
+    assert harmed.loss == harmed.untrained_loss
+
+
 def test_a_result_outlives_the_search_that_made_it() -> None:
     # Training does nothing but harm, so the weights that came are served: as copies.
     config = replace(QUICK, learning_rate=0.9)
