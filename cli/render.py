@@ -210,7 +210,9 @@ class SearchProgress:
         parts = [] if math.isnan(step.loss) else [f"loss {step.loss:.4f}"]
         if not math.isnan(step.held_out):
             parts.append(f"held-out {step.held_out:.4f}")
-        parts += [f"cost {step.cost:.2f} x budget", f"entropy {step.entropy:.2f}"]
+        parts.append(f"cost {step.cost:.2f} x budget")
+        if not math.isnan(step.entropy):
+            parts.append(f"entropy {step.entropy:.2f}")
         return " ".join(parts) + self._quality
 
     def _left(self, step: "Step") -> str:

@@ -33,6 +33,13 @@ __all__ = ["command"]
 @click.option(
     "--size", type=float, help="Budget: weight bytes as a fraction of uniform int8's."
 )
+@click.option(
+    "--strategy",
+    type=click.Choice(["fliqs", "ilp", "greedy", "uniform", "random"]),
+    default="fliqs",
+    help="How formats are chosen. All but fliqs choose before training: by an integer program"
+    " or greedily from measured sensitivities, the best uniform format, or at random.",
+)
 @click.option("--steps", type=click.IntRange(min=1), default=500, help="Training steps.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, help="Samples per step.")
 @click.option(
@@ -66,6 +73,7 @@ def command(
     bits: float | None,
     bops: float | None,
     size: float | None,
+    strategy: str,
     steps: int,
     batch_size: int,
     learning_rate: float,
@@ -85,6 +93,7 @@ def command(
     from onnx_fliqs.cli import render
     from onnx_fliqs.config import SearchConfig
     from onnx_fliqs.search import search
+    from onnx_fliqs.strategies import Strategy
 
     path = output or model.with_suffix(".fliqs.onnx")
     assignment = path.with_suffix(".assignment.json")
@@ -92,6 +101,7 @@ def command(
         target=target,
         space=space,
         budget=_budget(bits, bops, size),
+        strategy=Strategy(strategy),
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnx_fliqs.data import Dataset
     from onnx_fliqs.report import SearchResult
     from onnx_fliqs.search import search
+    from onnx_fliqs.strategies import Strategy
 
 __all__ = [
     "Assignment",
@@ -34,6 +35,7 @@ __all__ = [
     "Dataset",
     "SearchConfig",
     "SearchResult",
+    "Strategy",
     "__version__",
     "emit",
     "evaluate",
@@ -49,6 +51,7 @@ _MODULES: Final = {
     "Dataset": "data",
     "SearchConfig": "config",
     "SearchResult": "report",
+    "Strategy": "strategies",
     "emit": "api",
     "evaluate": "api",
     "inspect": "api",

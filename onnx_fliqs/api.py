@@ -193,6 +193,7 @@ def emit(
         seconds=time.monotonic() - started,
         seed=_SEED,
         entropy=None,
+        strategy=None,
         warnings=(*warnings, *emitted.warnings),
     )
 

@@ -7,6 +7,7 @@ from typing import Final
 from onnx_fliqs.controller import ControllerConfig, Method
 from onnx_fliqs.cost import Budget
 from onnx_fliqs.errors import ConfigError
+from onnx_fliqs.strategies import Strategy
 
 __all__ = ["LOSSES", "SearchConfig"]
 
@@ -23,6 +24,8 @@ class SearchConfig:
     """A named space or a comma list of formats; None: the target's own."""
     budget: Budget | None = None
     """None: the target's default, as far as the space reaches."""
+    strategy: Strategy = Strategy.FLIQS
+    """How the assignment is chosen: by the search, or by a baseline before training."""
     steps: int = 500
     batch_size: int = 64
     seed: int = 0

@@ -12,6 +12,7 @@ from onnx_fliqs.cost import Cost, cost_of
 from onnx_fliqs.model import atomic_write, save_model
 from onnx_fliqs.runtime import OptimizationLevel
 from onnx_fliqs.sites import FormatMap, Layer, SearchSpace, Skipped
+from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.verify import Verification
 
 __all__ = ["LayerReport", "SearchResult", "layer_reports"]
@@ -53,8 +54,8 @@ class SearchResult:
     quantized_quality: float
     """Of the emitted graph on the same samples, run at ``optimization_level``."""
     untrained_loss: float | None
-    """Loss of the assignment on the held-out samples with the float model's weights; None after
-    an emission without a search."""
+    """Loss of the assignment on the held-out samples, with the float model's weights; None
+    after an emission without a search."""
     loss: float | None
     """The same with the weights that are served."""
     verification: Verification
@@ -64,7 +65,9 @@ class SearchResult:
     seconds: float
     seed: int
     entropy: float | None
-    """Mean entropy of the policy in nats when the assignment was fixed."""
+    """Mean entropy of the policy in nats when the assignment was fixed; None without one."""
+    strategy: Strategy | None
+    """How the assignment was chosen; None after an emission without a search."""
     warnings: tuple[str, ...]
 
     def to_dict(
@@ -88,6 +91,7 @@ class SearchResult:
             },
             "verification": self.verification.to_dict(),
             "optimization_level": self.optimization_level.value,
+            "strategy": None if self.strategy is None else self.strategy.value,
             "policy_entropy": self.entropy,
             "steps": self.steps,
             "seconds": self.seconds,

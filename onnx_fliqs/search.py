@@ -8,6 +8,8 @@ Three phases, by step:
 3. *frozen*: the preferred assignment within the budget is fixed, and the weights train on
    it alone. Its best weights on the held-out samples are what is served.
 
+The baselines (see :mod:`~onnx_fliqs.strategies`) have the last phase only.
+
 Everything a step does is a function of its number, the seed and one :class:`SearchState`, so a
 search that continues from a checkpoint ends with the same bytes as one that never stopped.
 """
@@ -16,7 +18,7 @@ import enum
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -56,6 +58,14 @@ from onnx_fliqs.runtime import load_training, make_session
 from onnx_fliqs.search_setup import Setup, set_up
 from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
 from onnx_fliqs.sites import ScaleTable, SiteValues
+from onnx_fliqs.strategies import (
+    Strategy,
+    greedy_choices,
+    measure_damage,
+    program_choices,
+    random_choices,
+    uniform_choices,
+)
 from onnx_fliqs.train_step import Batch, TrainStep
 from onnx_fliqs.trainability import stopped_operators, trainable_parameters
 
@@ -65,6 +75,8 @@ logger = logging.getLogger(__name__)
 
 _EVALUATION_BATCH: Final = 64
 _VERIFIED_BATCHES: Final = 2
+_DAMAGE_BATCHES: Final = 4
+"""Held-out batches on which the baselines measure single changes of format."""
 _EVALUATIONS: Final = 5
 """How often the frozen phase looks for its best weights."""
 _KEPT_SCALE: Final = 0.5
@@ -99,7 +111,7 @@ class Progress:
     cost: float
     """Expected cost as a share of the budget."""
     entropy: float
-    """Mean entropy of the policy, in nats."""
+    """Mean entropy of the policy, in nats; NaN where there is none."""
     quality: float | None
     """Quality of the fixed assignment on the held-out samples, when it was measured."""
 
@@ -167,8 +179,10 @@ class _Run:
         self._setup = setup
         self._store = store
         self._space = space
-        self._delay = round(config.delay * config.steps)
-        self._freeze = min(round(config.freeze * config.steps), config.steps - 1)
+        searches = config.strategy is Strategy.FLIQS
+        self._last = min(round(config.freeze * config.steps), config.steps - 1)
+        self._delay = round(config.delay * config.steps) if searches else 0
+        self._freeze = self._last if searches else 0
         limit = setup.budget.limit(space)
         self._costs = tuple(row / limit for row in cost_table(space, setup.budget.kind))
         self._controller = _controller(setup, self._costs)
@@ -262,8 +276,8 @@ class _Run:
 
     def _is_evaluation(self, step: int) -> bool:
         steps = self._setup.config.steps
-        every = max(1, (steps - self._freeze) // _EVALUATIONS)
-        return (steps - step) % every == 0
+        every = max(1, (steps - self._last) // _EVALUATIONS)
+        return step >= self._last and (steps - step) % every == 0
 
     def _expected_cost(self, state: SearchState, policy: Policy) -> float:
         if state.final is not None:
@@ -332,17 +346,38 @@ class _Run:
 
     def _fix(self, state: SearchState) -> SearchState:
         """Fix the assignment; the untrained weights are the first candidate, to be beaten."""
-        final = project(
-            self._controller.preferences(state.controller),
-            self._costs,
-            self._controller.slack,
-        )
-        policy = self._controller.policy(state.controller, 1.0)
-        fixed = replace(state, final=final, entropy=entropy(policy))
+        fixed = replace(state, final=self._choose(state))
+        if self._setup.config.strategy is Strategy.FLIQS:
+            policy = self._controller.policy(state.controller, 1.0)
+            fixed = replace(fixed, entropy=entropy(policy))
         untrained = replace(fixed, train=self._step.initial(), scales=self._setup.scales)
         best = self._measure(untrained)[0].best
         assert best is not None
         return replace(fixed, best=best, untrained_loss=best.loss)
+
+    def _choose(self, state: SearchState) -> Choices:
+        """The assignment that the strategy asks for."""
+        strategy, costs = self._setup.config.strategy, self._costs
+        if strategy is Strategy.UNIFORM:
+            return uniform_choices(costs)
+        if strategy is Strategy.RANDOM:
+            return random_choices(costs, np.random.default_rng(self._setup.config.seed))
+        if strategy is Strategy.FLIQS:
+            preferences = self._controller.preferences(state.controller)
+            return project(preferences, costs, self._controller.slack)
+        damage = measure_damage(
+            costs, lambda candidates: self._damage_losses(state, candidates)
+        )
+        choose = greedy_choices if strategy is Strategy.GREEDY else program_choices
+        return choose(costs, damage)
+
+    def _damage_losses(self, state: SearchState, candidates: Sequence[Choices]) -> list[float]:
+        """Mean losses over the first held-out batches."""
+        values = [self._values(choices, state.scales) for choices in candidates]
+        batches = self._held_out[:_DAMAGE_BATCHES]
+        losses = [self._step.losses(state.train, batch, values) for batch in batches]
+        sizes = [batch.size for batch in batches]
+        return [float(x) for x in np.average(losses, axis=0, weights=sizes)]
 
     def _measure(self, state: SearchState) -> tuple[SearchState, float]:
         """Quality of the fixed assignment on the held-out samples; remembers the best."""
@@ -440,7 +475,8 @@ class _Run:
             steps=setup.config.steps,
             seconds=time.monotonic() - started,
             seed=setup.config.seed,
-            entropy=state.entropy,
+            entropy=None if math.isnan(state.entropy) else state.entropy,
+            strategy=setup.config.strategy,
             warnings=(*setup.warnings, *emitted.warnings),
         )
 

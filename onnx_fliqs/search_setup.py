@@ -113,6 +113,7 @@ def _settings(config: SearchConfig, budget: Budget) -> dict[str, Any]:
     settings = asdict(config)
     settings["budget"] = str(budget)
     settings["controller"]["method"] = config.controller.method.value
+    settings["strategy"] = config.strategy.value
     settings["workers"] = config.threads
     del settings["checkpoint_every"]
     return settings

@@ -100,6 +100,17 @@ def test_search_with_labels_writes_a_verified_model_and_one_json_object(model: P
     assert output.stat().st_size < model.stat().st_size / 2
 
 
+def test_a_baseline_is_searched_by_its_name(model: Path) -> None:
+    result = run(
+        "search", model, "--data", TRAIN, "--bits", 5, "--strategy", "uniform", *FAST, "--json"
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["strategy"] == "uniform"
+    assert {layer["format"] for layer in found["layers"]} == {"int5"}
+    assert "nan" not in result.stderr
+
+
 def test_search_without_anything_but_a_model_warns_and_produces_a_valid_model(
     model: Path,
 ) -> None:

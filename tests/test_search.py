@@ -36,6 +36,7 @@ from onnx_fliqs.model import load_model
 from onnx_fliqs.prepare import prepare
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.search import Phase, Progress, search
+from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.targets import TARGETS, parse_target
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -251,6 +252,31 @@ def test_every_method_ends_in_the_budget(method: Method, draws: int) -> None:
     # spend them is predicted to be worse.
     least = 0.98 if method is Method.REINFORCE else 0.9
     assert least <= share_of(result, budget, "int-l") <= 1.0
+
+
+@pytest.mark.parametrize("strategy", [s for s in Strategy if s is not Strategy.FLIQS])
+def test_a_baseline_chooses_before_training(strategy: Strategy, tmp_path: Path) -> None:
+    budget = Budget(BudgetKind.BITS, 5.0)
+    config = replace(QUICK, strategy=strategy, budget=budget)
+    recorder = Recorder()
+    result = search(DIGITS, digits(), config, progress=recorder)
+    assert_sound(result)
+    assert {report.phase for report in recorder.reports} == {Phase.FROZEN}
+    assert result.entropy is None
+    assert result.to_dict()["strategy"] == strategy.value
+    cost = share_of(result, budget, "int-l")
+    formats = set(result.assignment.layers.values())
+    if strategy is Strategy.UNIFORM:
+        assert len(formats) == 1
+    else:
+        assert len(formats) > 1
+        assert cost > 0.9
+    assert cost <= 1
+    # Stopped and resumed, it is the same search.
+    with pytest.raises(InterruptedSearchError):
+        search(DIGITS, digits(), config, checkpoint=tmp_path, progress=Recorder(stop=13))
+    resumed = search(DIGITS, digits(), config, checkpoint=tmp_path, resume=True)
+    assert written(resumed) == written(result)
 
 
 def test_a_model_in_memory_is_left_as_it_is() -> None:

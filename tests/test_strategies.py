@@ -1,0 +1,113 @@
+"""The baselines choose what their names say, within the budget."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnx_fliqs.errors import InfeasibleError
+from onnx_fliqs.projection import LEAST_SPENT
+from onnx_fliqs.strategies import (
+    greedy_choices,
+    measure_damage,
+    program_choices,
+    random_choices,
+    single_changes,
+    uniform_choices,
+)
+
+Rows = tuple[npt.NDArray[np.float64], ...]
+
+BITS = np.array([4.0, 6.0, 8.0])
+
+
+def costs(macs: Sequence[float], budget: float) -> Rows:
+    """Costs of 4, 6 and 8 bits, as shares of a budget of so many effective bits."""
+    total = sum(macs) * budget**2
+    return tuple(m * BITS**2 / total for m in macs)
+
+
+def spent(table: Rows, choices: Sequence[int]) -> float:
+    return float(sum(row[c] for row, c in zip(table, choices, strict=True)))
+
+
+def test_single_changes_differ_in_one_decision() -> None:
+    found = single_changes(costs([1, 1], 8))
+    assert found == [(2, 2), (0, 2), (1, 2), (2, 0), (2, 1)]
+
+
+def test_damage_is_what_a_change_adds() -> None:
+    table: dict[tuple[int, ...], float]
+    table = {(2, 2): 1.0, (0, 2): 4.0, (1, 2): 1.5, (2, 0): 0.5, (2, 1): np.nan}
+    first, second = measure_damage(costs([1, 1], 8), lambda a: [table[x] for x in a])
+    np.testing.assert_array_equal(first, [3.0, 0.5, 0.0])
+    # A loss below that of the most precise is noise; one that is not a number is the worst.
+    np.testing.assert_array_equal(second, [3.0, 3.0, 0.0])
+
+
+def test_the_program_finds_the_best_within_the_budget() -> None:
+    table = costs([1, 1, 2], 6.6)
+    damage = tuple(np.array(row) for row in ([9.0, 2, 0], [3.0, 1, 0], [1.0, 0.5, 0]))
+    chosen = program_choices(table, damage)
+    legal = [
+        x for x in itertools.product(range(3), repeat=3) if LEAST_SPENT <= spent(table, x) <= 1
+    ]
+    assert len(legal) > 1
+    losses: dict[tuple[int, ...], float] = {
+        x: sum(row[c] for row, c in zip(damage, x, strict=True)) for x in legal
+    }
+    assert losses[chosen] == min(losses.values())
+
+
+def test_greed_takes_the_harmless_steps_first() -> None:
+    table = costs([1, 1, 1], 6.8)
+    damage = tuple(np.array(row) for row in ([9.0, 8, 0], [0.2, 0.1, 0], [3.0, 1, 0]))
+    assert greedy_choices(table, damage) == (2, 0, 1)
+
+
+def test_equal_damage_is_done_where_it_saves_most() -> None:
+    table = costs([1, 3], 7.5)
+    assert greedy_choices(table, (np.zeros(3), np.zeros(3))) == (2, 1)
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(8.0, 2), (7.9, 1), (6.0, 1), (4.0, 0)])
+def test_uniform_is_the_most_precise_that_fits(budget: float, expected: int) -> None:
+    assert uniform_choices(costs([2, 5], budget)) == (expected, expected)
+
+
+def test_what_cannot_be_met_is_refused() -> None:
+    table = costs([1, 1], 3.9)
+    with pytest.raises(InfeasibleError, match="uniform"):
+        uniform_choices(table)
+    with pytest.raises(InfeasibleError, match="meets the budget"):
+        greedy_choices(table, (np.zeros(3), np.zeros(3)))
+
+
+@settings(deadline=None, derandomize=True, max_examples=25)
+@given(
+    macs=st.lists(st.integers(1, 100), min_size=2, max_size=12),
+    budget=st.floats(4.2, 8.0),
+    seed=st.integers(0, 1000),
+)
+def test_every_baseline_meets_the_budget(macs: list[int], budget: float, seed: int) -> None:
+    table = costs([float(m) for m in macs], budget)
+    rng = np.random.default_rng(seed)
+    damage = tuple(np.sort(rng.random(3))[::-1] for _ in macs)
+    for chosen in (
+        program_choices(table, damage),
+        greedy_choices(table, damage),
+        uniform_choices(table),
+        random_choices(table, rng),
+    ):
+        assert spent(table, chosen) <= 1 + 1e-9
+
+
+def test_random_assignments_differ_and_spend_the_budget() -> None:
+    table = costs([float(m) for m in range(1, 15)], 6.0)
+    drawn = {random_choices(table, np.random.default_rng(seed)) for seed in range(5)}
+    assert len(drawn) == 5
+    assert all(spent(table, chosen) >= LEAST_SPENT for chosen in drawn)
