@@ -1,6 +1,6 @@
 """Searches real models and measures what they gave, on test data that nothing else has seen.
 
-Needs the models and data beside the project (see ``common.SHARED``). Each case prints one JSON
+Needs the models and data beside the project (see ``tasks``). Each case prints one JSON
 line: test accuracy of the float and of the emitted model, cost, size, seconds. With
 ``--runtime-python`` the emitted file is also evaluated there, by that environment's own ONNX
 Runtime at its default settings (without onnx-fliqs)::
@@ -13,17 +13,15 @@ import argparse
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import SHARED, provenance
+from common import provenance
+from tasks import TASKS
 
 from onnx_fliqs import Budget, BudgetKind, SearchConfig, evaluate, search
-
-Arrays = dict[str, np.ndarray]
 
 _PLAIN = """
 import json, sys
@@ -39,49 +37,23 @@ print(json.dumps({"version": onnxruntime.__version__,
 """
 
 
-def _cifar(part: str, *, raw: bool) -> Arrays:
-    data = np.load(SHARED / "data" / "cifar10_jpeg_20k.npz")
-    x = data[f"{part}_x"].transpose(0, 3, 1, 2)
-    if not raw:
-        mean = np.array([0.485, 0.456, 0.406])[:, None, None]
-        deviation = np.array([0.229, 0.224, 0.225])[:, None, None]
-        x = ((x / 255 - mean) / deviation).astype(np.float32)
-    return {"x": x, "labels": data[f"{part}_y"]}
-
-
-def _fashion(part: str) -> Arrays:
-    data = np.load(SHARED / "data" / "fashion_mnist.npz")
-    x = ((data[f"{part}_x"][:, None] / 255 - 0.2860) / 0.3530).astype(np.float32)
-    return {"x": x, "labels": data[f"{part}_y"]}
-
-
 @dataclass(frozen=True)
 class Case:
-    """A model, its data and the settings of its search."""
+    """A task and the settings of its search."""
 
-    model: str
-    data: Callable[[str], Arrays]
+    task: str
     bits: float
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def _normal(part: str) -> Arrays:
-    return _cifar(part, raw=False)
-
-
-def _raw(part: str) -> Arrays:
-    return _cifar(part, raw=True)
-
-
-_RESNET20 = "resnet20_cifar10_jpegft_bnfold"
 CASES = {
-    "resnet20-int-l": Case(_RESNET20, _normal, 5.0, {"space": "int-l"}),
-    "resnet20-int-l-4.28": Case(_RESNET20, _normal, 4.28, {"space": "int-l"}),
-    "resnet20-fp-l": Case(_RESNET20, _normal, 5.0, {"space": "fp-l"}),
-    "resnet20-ort-cpu": Case(_RESNET20, _normal, 8.0, {"target": "ort-cpu"}),
-    "resnet8-int-l": Case("mlperftiny_resnet8_cifar10_bnfold", _raw, 5.0, {"space": "int-l"}),
-    "vit-int-l": Case("vit_fmnist", _fashion, 6.0, {"space": "int-l"}),
-    "mobilenetv2-int-l": Case("mobilenetv2_fmnist", _fashion, 5.0, {"space": "int-l"}),
+    "resnet20-int-l": Case("resnet20", 5.0, {"space": "int-l"}),
+    "resnet20-int-l-4.28": Case("resnet20", 4.28, {"space": "int-l"}),
+    "resnet20-fp-l": Case("resnet20", 5.0, {"space": "fp-l"}),
+    "resnet20-ort-cpu": Case("resnet20", 8.0, {"target": "ort-cpu"}),
+    "resnet8-int-l": Case("resnet8", 5.0, {"space": "int-l"}),
+    "vit-int-l": Case("vit", 6.0, {"space": "int-l"}),
+    "mobilenetv2-int-l": Case("mobilenetv2", 5.0, {"space": "int-l"}),
 }
 
 
@@ -89,9 +61,10 @@ def _run(
     name: str, seed: int, steps: int, runtime: Path | None, folder: Path
 ) -> dict[str, Any]:
     case = CASES[name]
-    model = SHARED / "models" / f"{case.model}.onnx"
+    task = TASKS[case.task]
+    model = task.model
     for part in ("train", "test"):
-        np.savez(folder / f"{part}.npz", **case.data(part))
+        np.savez(folder / f"{part}.npz", **task.arrays(part))
     losses: list[float] = []
     config = SearchConfig(
         steps=steps,

@@ -16,13 +16,16 @@ __all__ = ["command"]
 )
 @options.data(False, "Samples (.npz) to calibrate the activations' thresholds.")
 @options.target(None)
+@options.remove_quantization
 @options.output(True, "The quantized model.")
+@options.custom_ops
 @options.json_output
 def command(
     model: Path,
     assignment: Path,
     data: Path | None,
     target: str | None,
+    remove_quantization: bool,
     output: Path,
     as_json: bool,
 ) -> None:
@@ -34,7 +37,9 @@ def command(
 
     options.check_output(output, model, data, assignment)
     chosen = Assignment.read(assignment)
-    result = api.emit(model, chosen, data, target=target)
+    result = api.emit(
+        model, chosen, data, target=target, remove_quantization=remove_quantization
+    )
     save_model(result.model, output)
     render.print_warnings(result.warnings)
     if as_json:

@@ -13,6 +13,7 @@ __all__ = ["command"]
 @options.model
 @options.data(True, "Samples (.npz), with `labels` unless --against is given.")
 @options.file("--against", "Measure the agreement with this model instead of the accuracy.")
+@options.custom_ops
 @options.json_output
 def command(model: Path, data: Path, against: Path | None, as_json: bool) -> None:
     """Measure the accuracy of MODEL in ONNX Runtime.
@@ -23,6 +24,7 @@ def command(model: Path, data: Path, against: Path | None, as_json: bool) -> Non
     from onnx_fliqs.cli import render
 
     found = api.evaluate(model, data, against=against)
+    render.print_warnings(found.warnings)
     if as_json:
         render.print_json(found.to_dict())
     else:

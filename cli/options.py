@@ -8,7 +8,17 @@ import click
 
 from onnx_fliqs.errors import ConfigError, FliqsError
 
-__all__ = ["check_output", "data", "file", "json_output", "model", "output", "target"]
+__all__ = [
+    "check_output",
+    "custom_ops",
+    "data",
+    "file",
+    "json_output",
+    "model",
+    "output",
+    "remove_quantization",
+    "target",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)
@@ -39,6 +49,36 @@ def data(required: bool, text: str) -> Callable[[_F], _F]:
 def target(default: str | None) -> Callable[[_F], _F]:
     """The option --target."""
     return click.option("--target", default=default, help="generic or ort-cpu.")
+
+
+def remove_quantization(function: _F) -> _F:
+    """The flag --remove-quantization."""
+    return click.option(
+        "--remove-quantization",
+        is_flag=True,
+        help="Turn a MODEL that is already quantized back into a float model first.",
+    )(function)
+
+
+def custom_ops(function: _F) -> _F:
+    """The option --custom-ops, which takes effect where it is read."""
+    return click.option(
+        "--custom-ops",
+        type=_FILE,
+        multiple=True,
+        expose_value=False,
+        metavar="LIBRARY",
+        callback=_register,
+        help="Shared library of custom operators that MODEL uses; may be repeated.",
+    )(function)
+
+
+def _register(ctx: click.Context, param: click.Parameter, value: tuple[Path, ...]) -> None:
+    if value:
+        from onnx_fliqs.runtime import register_custom_ops
+
+        for library in value:
+            register_custom_ops(library)
 
 
 def output(required: bool, text: str) -> Callable[[_F], _F]:

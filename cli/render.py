@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from onnx_fliqs.api import Inspection
     from onnx_fliqs.report import SearchResult
-    from onnx_fliqs.search import Progress as Step
+    from onnx_fliqs.search_loop import Progress as Step
 
 __all__ = [
     "SearchProgress",
@@ -84,22 +84,31 @@ def print_result(result: "SearchResult") -> None:
     console = _console(stderr=False)
     table = _layer_table(("layer", "op", "format", "bits", "params", "MACs", "cost"), 3)
     for layer in result.layers:
-        note = " (not trained)" if layer.reason and result.steps else ""
+        notes = ["weights"] if layer.weight_only else []
+        notes += ["not trained"] if layer.reason and result.steps else []
         table.add_row(
             layer.name,
             layer.op,
-            layer.format + note,
+            layer.format + (f" ({', '.join(notes)})" if notes else ""),
             str(layer.bits),
             _quantity(layer.params),
             _quantity(layer.macs),
             f"{layer.share:.1%}",
         )
     console.print(table)
+    only = [(f"{x.op} {x.name}", x.weight_only) for x in result.layers if x.weight_only]
+    _print_reasons(console, "weights only", only)
+    frozen = [(f"{x.op} {x.name}", x.reason) for x in result.layers if x.reason]
+    _print_reasons(console, "not trained", frozen if result.steps else [])
     _print_left_out(console, result)
     cost = result.cost
+    operations = (
+        f"{cost.effective_bits:.2f} effective bits, {_quantity(cost.bops)} BOPs"
+        f" ({cost.relative_to_int8:.2f} x int8), "
+    )
     console.print(
-        f"\ncost     {cost.effective_bits:.2f} effective bits, {_quantity(cost.bops)} BOPs"
-        f" ({cost.relative_to_int8:.2f} x int8), weights {_quantity(cost.weight_bytes)} bytes",
+        f"\ncost     {operations if cost.bops else ''}weights"
+        f" {_quantity(cost.weight_bytes)} bytes",
         markup=False,
     )
     samples = "held-out samples" if result.steps else "the calibration samples"
@@ -118,12 +127,17 @@ def print_result(result: "SearchResult") -> None:
 
 
 def _print_left_out(console: Console, result: "SearchResult | Inspection") -> None:
-    for item in result.skipped:
-        console.print(
-            f"left in float: {item.op_type} {item.name} ({item.reason})",
-            markup=False,
-            soft_wrap=True,
-        )
+    skipped = [(f"{item.op_type} {item.name}", item.reason) for item in result.skipped]
+    _print_reasons(console, "left in float", skipped)
+
+
+def _print_reasons(console: Console, what: str, found: Sequence[tuple[str, str]]) -> None:
+    """A line for each reason, with all that it holds for."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in found:
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        console.print(f"{what}: {', '.join(names)} ({reason})", markup=False, soft_wrap=True)
 
 
 def print_inspection(found: "Inspection") -> None:
@@ -131,13 +145,17 @@ def print_inspection(found: "Inspection") -> None:
     console = _console(stderr=False)
     table = _layer_table(("layer", "op", "params", "MACs", "trains"), 2)
     for layer in found.layers:
-        trains = f"no: {layer.frozen}" if layer.frozen else "yes"
+        trains = "no" if layer.frozen else "yes"
         if not layer.weights:
             trains = "-"
         table.add_row(
             layer.name, layer.op_type, _quantity(layer.params), _quantity(layer.macs), trains
         )
     console.print(table)
+    only = [(f"{x.op_type} {x.name}", x.weight_only) for x in found.layers if x.weight_only]
+    _print_reasons(console, "weights only", only)
+    frozen = [(f"{x.op_type} {x.name}", x.frozen) for x in found.layers if x.frozen]
+    _print_reasons(console, "not trained", frozen)
     _print_left_out(console, found)
     params = sum(layer.params for layer in found.layers)
     macs = sum(layer.macs for layer in found.layers)

@@ -28,6 +28,7 @@ __all__ = ["command"]
     "  [default: the target's]",
 )
 @options.target("generic")
+@options.remove_quantization
 @click.option("--bits", type=float, help="Budget: effective bits, sqrt(BOPs / MACs).")
 @click.option("--bops", type=float, help="Budget: BOPs as a fraction of uniform int8's.")
 @click.option(
@@ -64,12 +65,14 @@ __all__ = ["command"]
 )
 @options.output(False, "The quantized model.  [default: MODEL.fliqs.onnx beside MODEL.onnx]")
 @click.option("--resume", is_flag=True, help="Continue a search that was stopped or killed.")
+@options.custom_ops
 @options.json_output
 def command(
     model: Path,
     data: Path | None,
     space: str | None,
     target: str,
+    remove_quantization: bool,
     bits: float | None,
     bops: float | None,
     size: float | None,
@@ -92,7 +95,7 @@ def command(
     from onnx_fliqs.checkpoint import Checkpoint
     from onnx_fliqs.cli import render
     from onnx_fliqs.config import SearchConfig
-    from onnx_fliqs.search import search
+    from onnx_fliqs.search_loop import search
     from onnx_fliqs.strategies import Strategy
 
     path = output or model.with_suffix(".fliqs.onnx")
@@ -100,6 +103,7 @@ def command(
     config = SearchConfig(
         target=target,
         space=space,
+        remove_quantization=remove_quantization,
         budget=_budget(bits, bops, size),
         strategy=Strategy(strategy),
         steps=steps,

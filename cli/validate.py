@@ -14,6 +14,7 @@ __all__ = ["command"]
 @options.target(None)
 @options.file("--reference", "The float model that MODEL was made from.")
 @options.data(False, "Samples (.npz) to compare on; otherwise they are made up.")
+@options.custom_ops
 @options.json_output
 def command(
     model: Path, target: str | None, reference: Path | None, data: Path | None, as_json: bool

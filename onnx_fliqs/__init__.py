@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from onnx_fliqs.cost import Budget, BudgetKind
     from onnx_fliqs.data import Dataset
     from onnx_fliqs.report import SearchResult
-    from onnx_fliqs.search import search
+    from onnx_fliqs.search_loop import search
     from onnx_fliqs.strategies import Strategy
 
 __all__ = [
@@ -55,7 +55,7 @@ _MODULES: Final = {
     "emit": "api",
     "evaluate": "api",
     "inspect": "api",
-    "search": "search",
+    "search": "search_loop",
     "validate": "api",
 }
 

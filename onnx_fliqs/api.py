@@ -11,20 +11,25 @@ import onnx_ir as ir
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.cost import cost_of
 from onnx_fliqs.data import Dataset, input_specs, load_npz, synthetic
-from onnx_fliqs.emit import TARGET_KEY, required_level
-from onnx_fliqs.emit import emit as emit_verified
-from onnx_fliqs.errors import DataError, FliqsError, VerificationError
-from onnx_fliqs.evaluate import (
+from onnx_fliqs.emission import TARGET_KEY, required_level
+from onnx_fliqs.emission import emit as emit_verified
+from onnx_fliqs.errors import (
+    DataError,
+    FliqsError,
+    UnknownOperatorError,
+    VerificationError,
+)
+from onnx_fliqs.evaluation import (
     Evaluation,
     evaluate_model,
-    open_session,
     run_dataset,
     scored_output,
 )
 from onnx_fliqs.find_layers import find_layers
+from onnx_fliqs.judged import compared_names, exposed, judged_values, tensor_outputs
 from onnx_fliqs.lint import lint
 from onnx_fliqs.model import load_model
-from onnx_fliqs.objective import choose_objective, quality
+from onnx_fliqs.objective import Objective, choose_objective, quality
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.prepare import (
     Prepared,
@@ -86,6 +91,7 @@ class Inspection:
                     "params": layer.params,
                     "trainable": bool(layer.weights) and layer.frozen is None,
                     "reason": layer.frozen,
+                    "weight_only": layer.weight_only,
                 }
                 for layer in self.layers
             ],
@@ -96,12 +102,15 @@ class Inspection:
         }
 
 
-def inspect(model: Path | ir.Model, *, target: str = "generic") -> Inspection:
+def inspect(
+    model: Path | ir.Model, *, target: str = "generic", remove_quantization: bool = False
+) -> Inspection:
     """List the layers of a model, what they cost, and what cannot be quantized or trained.
 
     Args:
         model: A float ONNX model.
         target: Name of a target.
+        remove_quantization: Turn a quantized model back into a float model, not refuse it.
 
     Raises:
         ModelError: The model cannot be read, or nothing in it can be quantized.
@@ -111,14 +120,16 @@ def inspect(model: Path | ir.Model, *, target: str = "generic") -> Inspection:
     source = _model(model)
     warnings = []
     try:
-        prepared = prepare(source, None, profile, formats)
-    except DataError as error:
+        prepared = prepare(
+            source, None, profile, formats, remove_quantization=remove_quantization
+        )
+    except (DataError, UnknownOperatorError) as error:
         # Multiply-accumulates are counted by running the model.
-        canonical = canonicalise(source.clone())
+        canonical = canonicalise(source.clone(), remove_quantization=remove_quantization)
         prepared = Prepared(canonical, find_layers(canonical, profile, formats))
         warnings.append(f"multiply-accumulates are not counted: {error}")
-    outputs = [str(v.name) for v in prepared.canonical.graph.outputs]
-    reasons = why_frozen(prepared.canonical, prepared.space.layers, outputs)
+    outputs = [judged.name for judged in judged_values(prepared.canonical)]
+    reasons = why_frozen(exposed(prepared.canonical, outputs), prepared.space.layers, outputs)
     return Inspection(
         profile,
         tuple(fmt.name for fmt in formats),
@@ -138,6 +149,7 @@ def emit(
     data: Path | Dataset | None = None,
     *,
     target: str | None = None,
+    remove_quantization: bool = False,
 ) -> SearchResult:
     """Emit an assignment with the model's own weights: post-training quantization.
 
@@ -146,6 +158,7 @@ def emit(
         assignment: A format for every layer.
         data: Samples to calibrate the activations' thresholds; None: made-up inputs.
         target: Name of a target; None: the assignment's.
+        remove_quantization: Turn a quantized model back into a float model, not refuse it.
 
     Raises:
         ConfigError: The assignment does not fit the model or the target.
@@ -158,7 +171,9 @@ def emit(
     warnings = []
     dataset = None if data is None else _dataset(data, source)
     ordered = tuple(sorted(formats.values(), key=lambda fmt: fmt.bits))
-    prepared = prepare(source, dataset, profile, ordered)
+    prepared = prepare(
+        source, dataset, profile, ordered, remove_quantization=remove_quantization
+    )
     chosen = assignment.formats(prepared.space)
     if dataset is None:
         dataset = synthetic_data(prepared.canonical, _SYNTHETIC_SAMPLES, _SEED)
@@ -168,7 +183,7 @@ def emit(
     emitted = emit_verified(
         prepared.canonical, prepared.space, chosen, scales, profile, batches
     )
-    metric, float_quality, quantized = _qualities(
+    objective, float_quality, quantized = _qualities(
         prepared.canonical, emitted.graph, emitted.level, dataset
     )
     return SearchResult(
@@ -182,7 +197,7 @@ def emit(
         ),
         skipped=prepared.space.skipped,
         cost=cost_of(prepared.space, chosen),
-        metric=metric,
+        metric=objective.metric.value,
         float_quality=float_quality,
         quantized_quality=quantized,
         untrained_loss=None,
@@ -194,17 +209,18 @@ def emit(
         seed=_SEED,
         entropy=None,
         strategy=None,
-        warnings=(*warnings, *emitted.warnings),
+        warnings=(*warnings, *objective.notes, *emitted.warnings),
     )
 
 
 def _qualities(
     canonical: ir.Model, graph: ir.Model, level: OptimizationLevel, dataset: Dataset
-) -> tuple[str, float, float]:
-    """Metric, quality of the float model and of the graph, on the calibration data."""
-    names = [str(v.name) for v in canonical.graph.outputs if v.dtype is ir.DataType.FLOAT]
-    reference = run_dataset(open_session(canonical)[0], dataset, names)
-    outputs = run_dataset(open_session(graph, level)[0], dataset, names)
+) -> tuple[Objective, float, float]:
+    """What is judged; quality of the float model and of the graph on the calibration data."""
+    names = [judged.name for judged in judged_values(canonical)]
+    reference = run_dataset(make_session(exposed(canonical, names)), dataset, names)
+    watched = make_session(exposed(graph, names), level=level)
+    outputs = run_dataset(watched, dataset, names)
     labelled = dataset.labels is not None
     if labelled:
         scored_output(reference, dataset)
@@ -218,7 +234,7 @@ def _qualities(
         )
         for found in (reference, outputs)
     )
-    return objective.metric.value, first, second
+    return objective, first, second
 
 
 # --- evaluate and validate -----------------------------------------------------------------
@@ -325,13 +341,17 @@ def _reaches(level: OptimizationLevel, other: OptimizationLevel) -> bool:
 
 
 def _against(graph: ir.Model, reference: ir.Model, batches: list[Any]) -> Comparison:
+    outputs = [[value.name for value in item.graph.outputs] for item in (graph, reference)]
+    if outputs[0] != outputs[1]:
+        raise FliqsError("the reference has other outputs than the model")
+    inside = ir.convenience.create_value_mapping(graph.graph)
+    # What the outputs rest on, as far as the graph still has it under the same name.
+    names = [name for name in compared_names(reference) if name in inside]
+    names = names or tensor_outputs(reference)
     sessions = [
-        make_session(ir.to_proto(item).SerializeToString(), level=OptimizationLevel.NONE)
+        make_session(exposed(item, names), level=OptimizationLevel.NONE)
         for item in (graph, reference)
     ]
-    names = [value.name for value in sessions[1].get_outputs()]
-    if names != [value.name for value in sessions[0].get_outputs()]:
-        raise FliqsError("the reference has other outputs than the model")
     rows = [
         [dict(zip(names, run_session(s, names, f), strict=True)) for f in batches]
         for s in sessions

@@ -70,7 +70,8 @@ class Assignment:
         """The formats of exactly the layers of a model.
 
         Raises:
-            ConfigError: A layer is missing here or in the model.
+            ConfigError: A layer is missing here or in the model, or layers that share a
+                format have different ones.
         """
         known = set(space.layer)
         missing, unknown = known - set(self.layers), set(self.layers) - known
@@ -84,6 +85,13 @@ class Assignment:
         chosen: dict[str, Format] = {
             layer.name: parse_format(self.layers[layer.name]) for layer in space.layers
         }
+        for first, *others in space.decisions:
+            for other in others:
+                if chosen[other] != chosen[first]:
+                    raise ConfigError(
+                        f"the assignment gives layer {first!r} {chosen[first].name} and layer"
+                        f" {other!r} {chosen[other].name}, but the two share a format"
+                    )
         return chosen
 
 

@@ -20,7 +20,7 @@ __all__ = [
     "Observer",
     "activation_scales",
     "blended",
-    "layer_distortions",
+    "distortions",
     "least_squares_scales",
     "sample_values",
     "sampled",
@@ -36,9 +36,13 @@ _COARSE: Final = 2.0 ** (np.arange(3, -25, -1, dtype=np.float64) / 4)
 _FINER: Final = tuple(
     2.0 ** (np.array([-3, -2, -1, 1, 2, 3], dtype=np.float64) / parts) for parts in (16, 64)
 )
-_ACTIVATION_SAMPLE: Final = 16384
-_WEIGHT_SAMPLE: Final = 512
+_TENSOR_SAMPLE: Final = 16384
+"""Values on which one scale for a whole tensor rests."""
+_CHANNEL_SAMPLE: Final = 512
+"""Values on which the scale of one channel rests."""
 _DISTORTION_SAMPLE: Final = 1 << 20
+_LARGE_WEIGHT: Final = 1 << 24
+"""A larger one is represented by every so-many-th number of each channel."""
 _SMALLEST_SCALE: Final = 1e-12
 """Keeps t = x / scale finite for tensors of zeros."""
 _SMALLEST_CHANNEL: Final = 2.0**-14
@@ -122,9 +126,10 @@ def weight_scales(
         if not site.is_weight:
             continue
         rows = _rows(np.asarray(weights[site.tensor], np.float32), site)
-        if rows.shape[1] > _WEIGHT_SAMPLE:
+        most = _TENSOR_SAMPLE if site.axis is None else _CHANNEL_SAMPLE
+        if rows.shape[1] > most:
             rng = np.random.default_rng([seed, index])
-            columns = rng.choice(rows.shape[1], _WEIGHT_SAMPLE - 2, replace=False)
+            columns = rng.choice(rows.shape[1], most - 2, replace=False)
             ends = np.stack([rows.min(axis=1), rows.max(axis=1)], axis=1)
             rows = np.concatenate([rows[:, columns], ends], axis=1)
         for fmt in space.site_formats(site):
@@ -146,22 +151,27 @@ def activation_scales(
 ) -> dict[tuple[str, str], Array]:
     """Scales of every activation site in every format.
 
+    The scale that several sites share suits the samples of all of them together.
+
     Args:
         space: What is searched.
         samples: Value name → flat sample of its values.
     """
+    sharing: dict[str, dict[str, None]] = {}
+    for site in space.sites:
+        if not site.is_weight:
+            sharing.setdefault(site.same_scale_as or site.name, {})[site.tensor] = None
     table: dict[tuple[str, str], Array] = {}
-    known: dict[tuple[str, str], Array] = {}
+    known: dict[tuple[tuple[str, ...], str], Array] = {}
     for site in space.sites:
         if site.is_weight:
             continue
+        tensors = tuple(sharing[site.same_scale_as or site.name])
         for fmt in space.site_formats(site):
-            if site.same_scale_as is not None:
-                table[site.name, fmt.name] = table[site.same_scale_as, fmt.name]
-                continue
-            key = (site.tensor, fmt.name)
+            key = (tensors, fmt.name)
             if key not in known:
-                known[key] = least_squares_scales(samples[site.tensor][None, :], fmt)
+                values = np.concatenate([samples[tensor] for tensor in tensors])
+                known[key] = least_squares_scales(values[None, :], fmt)
             table[site.name, fmt.name] = known[key]
     return table
 
@@ -182,9 +192,7 @@ class Observer:
         self.names = tuple(dict.fromkeys(names))
         self._inside = [name for name in self.names if name not in self._inputs]
         tapped.graph.outputs[:] = [values[name] for name in self._inside]
-        self._session = (
-            make_session(ir.to_proto(tapped).SerializeToString()) if self._inside else None
-        )
+        self._session = make_session(tapped) if self._inside else None
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The observed values for one batch, by name."""
@@ -208,7 +216,7 @@ def sample_values(
     Returns:
         Value name → about 16,384 values, the extremes of each batch among them.
     """
-    share = max(2, _ACTIVATION_SAMPLE // max(1, count))
+    share = max(2, _TENSOR_SAMPLE // max(1, count))
     parts: dict[str, list[Array]] = {}
     for index, values in enumerate(batches):
         for position, (name, array) in enumerate(values.items()):
@@ -217,17 +225,17 @@ def sample_values(
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def layer_distortions(
+def distortions(
     space: SearchSpace,
     samples: Mapping[str, Array],
     weights: Mapping[str, npt.NDArray[Any]],
     scales: ScaleTable,
 ) -> tuple[npt.NDArray[np.float64], ...]:
-    """How much each format distorts the operands of each layer.
+    """How much each format distorts the operands of the layers of each decision.
 
     Returns:
-        For each layer, for each format: the sum over its sites of the squared error divided by
-        the sum of squares.
+        For each decision, for each format: the sum, over its layers and their sites, of the
+        squared error divided by the sum of squares.
     """
     table = {layer.name: np.zeros(len(space.formats)) for layer in space.layers}
     for site in space.sites:
@@ -235,17 +243,21 @@ def layer_distortions(
             continue
         source = weights if site.is_weight else samples
         values = np.asarray(source[site.tensor], np.float32)
+        shape = site.broadcast_shape
         if values.size > _DISTORTION_SAMPLE and site.axis is None:
             values = values.reshape(-1)[:_DISTORTION_SAMPLE]
+        elif values.size > _LARGE_WEIGHT:
+            values = _rows(values, site)[:, :: -(-values.size // _LARGE_WEIGHT)]
+            shape = (site.channels, 1)
         power = float(np.sum(np.square(values, dtype=np.float64))) or 1.0
         for index, fmt in enumerate(space.formats):
             taken = site.effective(fmt)
             scale = scales.get((site.name, taken.name), np.ones(1, np.float32))
-            spread = scale.reshape(site.broadcast_shape if scale.size > 1 else ())
+            spread = scale.reshape(shape if scale.size > 1 else ())
             error = _fast_fake_quantize(values, spread, taken) - values
             for name in site.layers:
                 table[name][index] += float(np.sum(np.square(error, dtype=np.float64))) / power
-    return tuple(table[layer.name] for layer in space.layers)
+    return tuple(np.sum([table[name] for name in names], axis=0) for names in space.decisions)
 
 
 def blended(old: ScaleTable, new: ScaleTable, keep: float) -> dict[tuple[str, str], Array]:

@@ -1,7 +1,6 @@
 """Checkpoints of a search: one file, replaced atomically, that holds the whole state."""
 
 import contextlib
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,15 +48,13 @@ class Checkpoint:
         header = {"schema": _SCHEMA, "identity": self._identity, "names": list(arrays)}
         members: dict[str, Any] = {f"{i}": array for i, array in enumerate(arrays.values())}
         members[_HEADER] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-        buffer = io.BytesIO()
-        np.savez(buffer, **members)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FliqsError(
                 f"cannot make the checkpoint folder {self.folder}: {error.strerror}"
             ) from error
-        atomic_write(self.folder / _FILE, buffer.getvalue())
+        atomic_write(self.folder / _FILE, lambda file: np.savez(file, **members))
 
     def read(self) -> dict[str, npt.NDArray[Any]] | None:
         """The last state, or None if there is none.

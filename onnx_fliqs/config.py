@@ -26,6 +26,8 @@ class SearchConfig:
     """None: the target's default, as far as the space reaches."""
     strategy: Strategy = Strategy.FLIQS
     """How the assignment is chosen: by the search, or by a baseline before training."""
+    remove_quantization: bool = False
+    """Turn a model that is already quantized back into a float model, not refuse it."""
     steps: int = 500
     batch_size: int = 64
     seed: int = 0

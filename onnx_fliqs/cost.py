@@ -1,10 +1,10 @@
 """What an assignment costs, and the budgets that bound it.
 
-The costs are sums over layers, so they are tables [layer][format]:
+The costs are sums over layers, so they are tables [decision][format]:
 
 * BOPs = sum of MACs * bits(weights) * bits(activations) (FLIQS and HAWQ-V3; first and last
-  layers count like the others);
-* bytes = sum of weight elements * bits / 8.
+  layers count like the others), of the layers whose activations are quantized as well;
+* bytes = sum of weight elements * bits / 8, of all layers.
 """
 
 import enum
@@ -18,12 +18,22 @@ import numpy.typing as npt
 
 from onnx_fliqs.errors import ConfigError, InfeasibleError
 from onnx_fliqs.formats import Format
-from onnx_fliqs.sites import FormatMap, SearchSpace
+from onnx_fliqs.sites import FormatMap, Layer, SearchSpace
 
-__all__ = ["Budget", "BudgetKind", "Cost", "CostTable", "cost_of", "cost_table"]
+__all__ = [
+    "Budget",
+    "BudgetKind",
+    "Cost",
+    "CostTable",
+    "check_feasible",
+    "cost_of",
+    "cost_table",
+    "counted_macs",
+    "default_budget",
+]
 
 CostTable: TypeAlias = tuple[npt.NDArray[np.float64], ...]
-"""For each layer, the cost of each of its formats."""
+"""For each decision, the cost of each of its choices."""
 
 _INT8_BITS: Final = 8
 _ROUNDING: Final = 1e-10
@@ -80,27 +90,33 @@ class Cost:
     """BOPs as a fraction of uniform int8's."""
 
 
+def counted_macs(layer: Layer) -> int:
+    """The multiply-accumulates that a format makes cheaper."""
+    return layer.macs if layer.weight_only is None else 0
+
+
 def _unit(space: SearchSpace, kind: BudgetKind) -> int:
     """What a budget of 1 is in the unit of :func:`cost_table`."""
     if kind is BudgetKind.SIZE:
         return sum(layer.params for layer in space.layers) * _INT8_BITS // 8
-    macs = sum(layer.macs for layer in space.layers)
+    macs = sum(map(counted_macs, space.layers))
     return macs if kind is BudgetKind.BITS else macs * _INT8_BITS**2
 
 
 def cost_table(space: SearchSpace, kind: BudgetKind) -> CostTable:
-    """The cost of each layer in each format, in BOPs or in bytes."""
+    """The cost of each decision in each format, in BOPs or in bytes."""
     bits = np.array([fmt.bits for fmt in space.formats], np.float64)
+    decisions = [[space.layer[name] for name in names] for names in space.decisions]
     if kind is BudgetKind.SIZE:
-        return tuple(layer.params * bits / 8 for layer in space.layers)
-    return tuple(layer.macs * bits**2 for layer in space.layers)
+        return tuple(sum(layer.params for layer in row) * bits / 8 for row in decisions)
+    return tuple(sum(map(counted_macs, row)) * bits**2 for row in decisions)
 
 
 def cost_of(space: SearchSpace, chosen: FormatMap) -> Cost:
     """What an assignment costs."""
     bits = {name: fmt.bits for name, fmt in chosen.items()}
-    macs = sum(layer.macs for layer in space.layers)
-    bops = float(sum(layer.macs * bits[layer.name] ** 2 for layer in space.layers))
+    macs = sum(map(counted_macs, space.layers))
+    bops = float(sum(counted_macs(layer) * bits[layer.name] ** 2 for layer in space.layers))
     return Cost(
         bops=bops,
         effective_bits=math.sqrt(bops / macs) if macs else 0.0,
@@ -117,8 +133,10 @@ def check_feasible(space: SearchSpace, budget: Budget) -> None:
         InfeasibleError: The message names the range that can be reached.
     """
     if not _unit(space, budget.kind):
-        counted = "weights" if budget.kind is BudgetKind.SIZE else "multiplications"
-        raise ConfigError(f"budget {budget} bounds nothing: no layer has {counted}")
+        reason = "no layer has weights"
+        if budget.kind is not BudgetKind.SIZE:
+            reason = "of this model only weights are quantized; bound their bytes with --size"
+        raise ConfigError(f"budget {budget} bounds nothing: {reason}")
     table = cost_table(space, budget.kind)
     low, high = (budget.stated(space, sum(pick(row) for row in table)) for pick in (min, max))
     if budget.value < low * (1 - _ROUNDING):
@@ -128,9 +146,15 @@ def check_feasible(space: SearchSpace, budget: Budget) -> None:
         )
 
 
-def reachable_bits(space: SearchSpace) -> tuple[float, float]:
-    """The smallest and largest effective bits."""
-    return float(space.formats[0].bits), float(space.formats[-1].bits)
+def default_budget(space: SearchSpace, bits: float) -> Budget:
+    """The budget of a uniform precision, as far as the space reaches.
+
+    Effective bits, or bytes where no layer multiplies in its format.
+    """
+    wanted = min(max(bits, float(space.formats[0].bits)), float(space.formats[-1].bits))
+    if _unit(space, BudgetKind.BITS):
+        return Budget(BudgetKind.BITS, wanted)
+    return Budget(BudgetKind.SIZE, wanted / _INT8_BITS)
 
 
 def _rounded_up(value: float) -> str:

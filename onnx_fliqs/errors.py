@@ -14,6 +14,7 @@ __all__ = [
     "InfeasibleError",
     "InterruptedSearchError",
     "ModelError",
+    "UnknownOperatorError",
     "UnsupportedError",
     "VerificationError",
 ]
@@ -51,6 +52,10 @@ class ModelError(FliqsError):
 
 class UnsupportedError(ModelError):
     """The model is valid, but uses something that onnx-fliqs cannot quantize (exit code 3)."""
+
+
+class UnknownOperatorError(UnsupportedError):
+    """ONNX Runtime has no operator of that name: its library was not given (exit code 3)."""
 
 
 class InfeasibleError(FliqsError):

@@ -2,13 +2,15 @@
 
 import contextlib
 import errno
+import hashlib
+import math
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import onnx
 import onnx_ir as ir
@@ -17,94 +19,144 @@ from google.protobuf.message import (  # type: ignore[import-untyped]
     EncodeError,
 )
 
-from onnx_fliqs.errors import FliqsError, ModelError
+from onnx_fliqs.dialects import translate
+from onnx_fliqs.errors import FliqsError, ModelError, UnsupportedError
+from onnx_fliqs.payload import fits_inline
 
-__all__ = ["atomic_write", "load_model", "save_model"]
+__all__ = ["atomic_write", "fingerprint", "load_model", "save_model"]
 
-# Protobuf's limit is 2 GiB for a whole message; the graph itself needs some of it.
-_INLINE_LIMIT: Final = 2_000_000_000
 _EXTERNAL_THRESHOLD: Final = 1024
+"""Weights of more bytes stay in, or go to, files of their own."""
 
 
 def load_model(path: Path) -> ir.Model:
     """Read and check an ONNX file. Weights beside the file are mapped, not copied.
 
+    They may lie in several files, in folders below the model's, and behind symbolic links, as
+    in the cache of Hugging Face.
+
     Raises:
         ModelError: The file is missing, unreadable, empty, cut short, not ONNX or invalid.
+        UnsupportedError: An input or output is a map.
     """
     _require_file(path)
     proto = _parse(path)
     _require_content(path, proto)
-    _require_external_data(path, proto)
+    _require_no_maps(path, proto)
+    mapped = _find_external_data(path, proto)
     try:
-        onnx.checker.check_model(os.fspath(path))
-        model = ir.from_proto(proto)
+        translate(proto)
+        with _emptied(mapped):
+            onnx.checker.check_model(proto)
+        return ir.from_proto(proto)
     # ValidationError for what is wrong, RuntimeError and others for what it cannot read.
     except Exception as error:
         raise ModelError(f"{path} is not a valid ONNX model: {_one_line(error)}") from error
-    ir.external_data.set_base_dir(model.graph, path.parent)
-    return model
 
 
 def save_model(model: ir.Model, path: Path) -> None:
     """Write a model so that ``path`` holds either its old content or the whole new model.
 
-    A model of more than 2 GB keeps its weights in ``<file name>.data`` beside the file.
+    A model of more than 2 GB keeps its weights in ``<file name>.data`` beside the file, or in
+    ``<file name>.1.data`` while the model that is replaced needs the first.
 
     Raises:
         FliqsError: The file cannot be written.
     """
-    size = sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
-    if size > _INLINE_LIMIT:
+    if not fits_inline(model):
         _save_with_external_data(model, path)
         return
     # What was read from another file's external data has to live in this one.
-    for graph in model.graphs():
+    whole = model.clone()
+    for graph in whole.graphs():
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = _in_memory(value.const_value)
+                tensor = value.const_value
+                value.const_value = ir.Tensor(
+                    tensor.numpy(), dtype=tensor.dtype, name=tensor.name
+                )
     try:
-        data = ir.to_proto(model).SerializeToString()
+        data = ir.to_proto(whole).SerializeToString()
     except (EncodeError, ValueError) as error:
         raise FliqsError(f"cannot write {path}: {_one_line(error)}") from error
     atomic_write(path, data)
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Replace the content of ``path`` at once: a reader sees the old bytes or the new ones.
+
+    Args:
+        path: The file.
+        content: Bytes, or what writes them into an open file.
 
     Raises:
         FliqsError: The folder is missing or read-only, the disk is full, ...
     """
+    write = content if callable(content) else lambda file: file.write(content)
     with _writing(path) as target:
         if target.exists() and not target.is_file():
-            target.write_bytes(data)  # a device or a pipe must not be replaced by a file
+            # A device or a pipe must not be replaced by a file.
+            with target.open("wb") as file:
+                write(file)
             return
         temporary = _temporary_name(target)
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            if target.exists():
-                temporary.chmod(stat.S_IMODE(target.stat().st_mode))
-            temporary.replace(target)
+            _replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
 
 
-def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
-    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+def fingerprint(model: ir.Model) -> str:
+    """SHA-256 of the graph and its weights, wherever the weights lie.
+
+    Args:
+        model: It is not changed.
+    """
+    model = model.clone()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = _digest(value.const_value)
+    data = ir.to_proto(model).SerializeToString(deterministic=True)
+    return hashlib.sha256(data).hexdigest()
+
+
+class _Hash:
+    """A hash as a file to write to."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        return len(data)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+
+def _digest(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """What stands for a tensor in a fingerprint: its name, type, shape and hash."""
+    found = _Hash()
+    if tensor.dtype is ir.DataType.STRING:
+        found.write(repr(tensor.numpy().tolist()).encode())
+    elif isinstance(tensor, ir.ExternalTensor):
+        tensor.tofile(found)  # piece by piece
+    else:
+        found.write(tensor.tobytes())
+    kind = f"{tensor.dtype.name} {list(tensor.shape.numpy())}".encode()
+    return ir.StringTensor([kind, found.digest()], shape=ir.Shape([2]), name=tensor.name)
 
 
 def _save_with_external_data(model: ir.Model, path: Path) -> None:
     with _writing(path) as target:
-        data = target.with_name(target.name + ".data")
+        names = [f"{target.name}.data", f"{target.name}.1.data"]
+        needed = _locations(target)
+        name = next(name for name in names if name not in needed)
         # In a folder of its own the data file already has the name that the graph refers to.
         scratch = _temporary_name(target)
         scratch.mkdir()
@@ -112,13 +164,35 @@ def _save_with_external_data(model: ir.Model, path: Path) -> None:
             ir.save(
                 model,
                 scratch / target.name,
-                external_data=data.name,
+                external_data=name,
                 size_threshold_bytes=_EXTERNAL_THRESHOLD,
             )
-            (scratch / data.name).replace(data)
-            (scratch / target.name).replace(target)
+            for file in (name, target.name):
+                with (scratch / file).open("rb+") as written:
+                    os.fsync(written.fileno())
+            # The old model does not read this file: until its own is replaced, it is whole.
+            _replace(scratch / name, target.with_name(name))
+            _replace(scratch / target.name, target)
+            for other in needed.intersection(names):
+                target.with_name(other).unlink(missing_ok=True)
         finally:
-            shutil.rmtree(scratch)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _locations(path: Path) -> set[str]:
+    """The files that the model of a file keeps its weights in; none if there is no model."""
+    try:
+        proto = onnx.ModelProto.FromString(path.read_bytes())
+    except (OSError, DecodeError):
+        return set()
+    return {_external(t).get("location", "") for t, _ in _tensors(proto) if _is_external(t)}
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Move a file to where another may be, whose permissions it takes over."""
+    if target.exists():
+        source.chmod(stat.S_IMODE(target.stat().st_mode))
+    source.replace(target)
 
 
 def _temporary_name(path: Path) -> Path:
@@ -173,38 +247,132 @@ def _require_content(path: Path, proto: onnx.ModelProto) -> None:
         raise ModelError(f"{path} does not say which opset it uses")
 
 
-def _require_external_data(path: Path, proto: onnx.ModelProto) -> None:
-    for tensor in _tensors(proto.graph):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+def _require_no_maps(path: Path, proto: onnx.ModelProto) -> None:
+    """Refuse what onnx_ir has no type for; notes on inner values can be done without."""
+    graph = proto.graph
+    for kind, values in (("input", graph.input), ("output", graph.output)):
+        for value in values:
+            if _is_map(value.type):
+                raise UnsupportedError(
+                    f"{kind} {value.name!r} of {path} is a map; export the model with tensors"
+                    " (without ZipMap: in skl2onnx, the option zipmap=False)"
+                )
+    kept = [value for value in graph.value_info if not _is_map(value.type)]
+    if len(kept) < len(graph.value_info):
+        graph.value_info[:] = kept
+
+
+def _is_map(kind: onnx.TypeProto) -> bool:
+    if kind.HasField("sequence_type"):
+        return _is_map(kind.sequence_type.elem_type)
+    if kind.HasField("optional_type"):
+        return _is_map(kind.optional_type.elem_type)
+    return bool(kind.HasField("map_type"))
+
+
+def _find_external_data(path: Path, proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Point all weights in other files to where they are, and read the small ones.
+
+    Small ones may be shapes, which the inference of shapes has to see; what stands in an
+    attribute is read as well.
+
+    Returns:
+        What is still in other files.
+    """
+    mapped = []
+    for tensor, is_initializer in _tensors(proto):
+        if not _is_external(tensor):
             continue
-        entry = {item.key: item.value for item in tensor.external_data}
-        location = path.parent / entry.get("location", "")
-        if not location.is_file():
-            raise ModelError(
-                f"{path} keeps the weight {tensor.name!r} in {location.name!r}, which is"
-                " missing beside it"
+        file, offset, length = _place(path, tensor)
+        if is_initializer and length > _EXTERNAL_THRESHOLD:
+            entries = {"location": os.fspath(file), "offset": offset, "length": length}
+            del tensor.external_data[:]
+            tensor.external_data.extend(
+                onnx.StringStringEntryProto(key=key, value=str(value))
+                for key, value in entries.items()
             )
-        try:
-            end = int(entry.get("offset", "0")) + int(entry.get("length", "0"))
-        except ValueError as error:
-            raise ModelError(
-                f"{path} has a malformed external weight {tensor.name!r}"
-            ) from error
-        if end > location.stat().st_size:
-            raise ModelError(
-                f"{location} is cut short: the weight {tensor.name!r} ends at byte {end}, the"
-                f" file at {location.stat().st_size}"
-            )
+            mapped.append(tensor)
+            continue
+        with file.open("rb") as data:
+            data.seek(offset)
+            tensor.raw_data = data.read(length)
+        del tensor.external_data[:]
+        tensor.ClearField("data_location")
+    return mapped
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
+def _place(path: Path, tensor: onnx.TensorProto) -> tuple[Path, int, int]:
+    """File, offset and length of an external weight, once they are known to be good."""
+    entry = _external(tensor)
+    location = Path(entry.get("location", ""))
+    if location.is_absolute() or ".." in location.parts:
+        raise ModelError(
+            f"{path} keeps the weight {tensor.name!r} in {str(location)!r}, outside its folder"
+        )
+    file = path.parent / location
+    if not file.is_file():
+        raise ModelError(
+            f"{path} keeps the weight {tensor.name!r} in {str(location)!r}, which is missing"
+            " beside it"
+        )
+    try:
+        needed = math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth / 8)
+        offset, length = int(entry.get("offset", "0")), int(entry.get("length", str(needed)))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path} has a malformed external weight {tensor.name!r}") from error
+    if offset < 0 or length != needed:
+        raise ModelError(
+            f"{path} has a malformed external weight {tensor.name!r}: it needs {needed} bytes,"
+            f" and {length} at {offset} are given"
+        )
+    size = file.stat().st_size
+    if offset + length > size:
+        raise ModelError(
+            f"{file} is cut short: the weight {tensor.name!r} ends at byte {offset + length},"
+            f" the file at {size}"
+        )
+    return file.resolve(), offset, length
+
+
+def _is_external(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def _external(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {item.key: item.value for item in tensor.external_data}
+
+
+@contextlib.contextmanager
+def _emptied(tensors: Iterable[onnx.TensorProto]) -> Iterator[None]:
+    """Let some tensors be empty for a while: the checker follows no links to their files."""
+    kept = [(tensor, tensor.SerializeToString()) for tensor in tensors]
+    for tensor, _ in kept:
+        del tensor.external_data[:]
+        tensor.ClearField("data_location")
+        tensor.dims[:] = [0]
+    try:
+        yield
+    finally:
+        for tensor, data in kept:
+            tensor.ParseFromString(data)
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, bool]]:
+    """All tensors of a model, and whether each is an initializer; the rest are attributes."""
+    graphs = [proto.graph]
+    nodes = [node for function in proto.functions for node in function.node]
+    while graphs or nodes:
+        for graph in graphs:
+            yield from ((tensor, True) for tensor in graph.initializer)
+            nodes += graph.node
+        attributes = [attribute for node in nodes for attribute in node.attribute]
+        for attribute in attributes:
             if attribute.HasField("t"):
-                yield attribute.t
-            for subgraph in (attribute.g, *attribute.graphs):
-                yield from _tensors(subgraph)
+                yield attribute.t, False
+            yield from ((tensor, False) for tensor in attribute.tensors)
+        graphs = [a.g for a in attributes if a.HasField("g")]
+        graphs += [graph for a in attributes for graph in a.graphs]
+        nodes = []
 
 
 def _reason(error: OSError) -> str:

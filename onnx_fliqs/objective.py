@@ -10,13 +10,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.errors import ConfigError, DataError, UnsupportedError
+from onnx_fliqs.judged import FLOATS, Judged, judged_values
 
 __all__ = [
     "LossKind",
     "LossTerm",
     "Metric",
     "Objective",
+    "before_cast",
     "choose_objective",
+    "metric_of",
     "quality",
 ]
 
@@ -24,13 +27,13 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 class LossKind(enum.Enum):
-    """The loss of one output."""
+    """The loss of one value."""
 
     CROSS_ENTROPY = "cross-entropy"
     DIVERGENCE = "kl"
     """Kullback-Leibler divergence from the float model's class probabilities."""
     SQUARED_ERROR = "mse"
-    """Squared difference from the float model, relative to that output's variance."""
+    """Squared difference from the float model, relative to that value's variance."""
 
 
 class Metric(enum.Enum):
@@ -39,7 +42,8 @@ class Metric(enum.Enum):
     ACCURACY = "accuracy"
     """Share of samples whose largest score is at the label."""
     AGREEMENT = "agreement"
-    """Share of samples whose largest score is where the float model's is."""
+    """Share of samples whose largest score, or whole number, is where, or what, the float
+    model's is."""
     R2 = "r2"
     """1 - squared difference from the float model / its variance (may be negative)."""
 
@@ -50,16 +54,16 @@ class LossTerm:
 
     kind: LossKind
     output: str
-    """The graph output that it judges."""
+    """The value that it judges: a graph output, or what one rests on (see ``judged``)."""
     scores: str
-    """The value that enters the loss: the input of a final Softmax, else the output."""
+    """The value that enters the loss: the judged one before a final Cast and Softmax."""
     weight: float = 1.0
     variance: float = 1.0
-    """Variance of the float model's output; of interest to the squared error only."""
+    """Variance of the float model's value; of interest to the squared error only."""
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the float model's output is compared with."""
+        """Whether the float model's value is compared with."""
         return self.kind is not LossKind.CROSS_ENTROPY
 
 
@@ -69,21 +73,36 @@ class Objective:
 
     terms: tuple[LossTerm, ...]
     metric: Metric
+    notes: tuple[str, ...] = ()
+    """What a user should know about the choice."""
 
     @property
     def teacher_outputs(self) -> tuple[str, ...]:
-        """Outputs for which the float model is asked."""
+        """Values for which the float model is asked."""
         return tuple(dict.fromkeys(t.output for t in self.terms if t.needs_teacher))
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Outputs by which quality is judged."""
+        """Values by which quality is judged; not all are graph outputs."""
         return tuple(dict.fromkeys(t.output for t in self.terms))
 
     @property
     def uses_labels(self) -> bool:
         """Whether labels enter the loss."""
         return any(t.kind is LossKind.CROSS_ENTROPY for t in self.terms)
+
+
+def before_cast(value: ir.Value) -> ir.Value:
+    """What a Cast between floats that ends the model reads, else the value itself.
+
+    The loss is taken there: the gradient of a Cast to float16 would pass through float16.
+    """
+    node = value.producer()
+    if node is not None and node.op_type == "Cast" and not node.domain:
+        source = node.inputs[0]
+        if source is not None and source.dtype in FLOATS and value.dtype in FLOATS:
+            return source
+    return value
 
 
 def choose_objective(
@@ -94,43 +113,80 @@ def choose_objective(
     distillation: float,
     loss: str = "auto",
 ) -> Objective:
-    """Decide the loss from the model's outputs and the data.
+    """Decide the loss from the values that are judged, and the data.
 
-    With labels: cross-entropy on the first float output, mixed with the divergence from the
-    float model. Without: the divergence for class scores of shape [N, C], else the squared
-    error; an output that has the shape of an input is a reconstruction, not class scores.
+    With labels: cross-entropy on the first value with a class axis, mixed with the divergence
+    from the float model. Without: the divergence for class scores of shape [N, C] and for what
+    ArgMax compares along axis 1, else the squared error; a value with the shape of an input
+    is a reconstruction, not class scores.
 
     Args:
         model: The canonical model.
-        teacher: The float model's outputs on some samples, by name.
+        teacher: The float model's judged values on some samples, by name; those that are
+            missing are not judged.
         labelled: Whether there are labels.
         distillation: Share of the divergence in a labelled loss, 0 to 1.
         loss: ``auto``, or ``cross-entropy``, ``kl`` or ``mse`` to override the choice.
 
     Raises:
-        UnsupportedError: No output is a float tensor.
+        UnsupportedError: No output is, or rests on, a tensor of floating-point numbers.
         ConfigError: Cross-entropy is asked for without labels.
         DataError: The labelled output has no class axis.
     """
-    outputs = [str(v.name) for v in model.graph.outputs if v.dtype is ir.DataType.FLOAT]
-    if not outputs:
-        raise UnsupportedError("no output of the model is a float32 tensor")
+    judged = [j for j in judged_values(model) if _is_usable(teacher.get(j.name))]
+    if not judged:
+        raise UnsupportedError(
+            "no output of the model is, or rests on, a tensor of floating-point numbers that"
+            " has the same shape for all data"
+        )
     kind = None if loss == "auto" else LossKind(loss)
     if kind is LossKind.CROSS_ENTROPY and not labelled:
         raise ConfigError("the cross-entropy loss needs `labels` in the data")
     if labelled and kind in (None, LossKind.CROSS_ENTROPY):
-        return _labelled(model, teacher, outputs, distillation)
-    terms = tuple(_distilled(model, teacher, name, kind) for name in outputs)
+        return _labelled(model, teacher, judged, distillation)
+    terms = tuple(_distilled(model, teacher[j.name], j, kind) for j in judged)
     classes = all(term.kind is LossKind.DIVERGENCE for term in terms)
-    return Objective(terms, Metric.AGREEMENT if classes else Metric.R2)
+    return Objective(terms, Metric.AGREEMENT if classes else Metric.R2, _notes(judged))
+
+
+def metric_of(model: ir.Model, outputs: Mapping[str, Array]) -> Metric:
+    """How the outputs of two models are compared: by classes, or by numbers.
+
+    Args:
+        model: One of the models.
+        outputs: Some of its outputs on some samples, by name.
+    """
+    classes = all(
+        values.dtype.kind in "biu" or _is_classes(model, Judged(name, name), values)
+        for name, values in outputs.items()
+    )
+    return Metric.AGREEMENT if classes else Metric.R2
+
+
+def _is_usable(values: Array | None) -> bool:
+    return values is not None and values.dtype.kind not in "biu" and values.size > 0
+
+
+def _notes(judged: Sequence[Judged]) -> tuple[str, ...]:
+    """One line for each output that is judged by what it rests on."""
+    behind: dict[str, list[str]] = {}
+    for each in judged:
+        if each.name != each.output:
+            behind.setdefault(each.output, []).append(each.name)
+    return tuple(
+        f"output {output!r} has no gradient or no fixed shape: loss and quality are those of"
+        f" {', '.join(map(repr, names))}, on which it rests"
+        for output, names in behind.items()
+    )
 
 
 def _labelled(
-    model: ir.Model, teacher: Mapping[str, Array], outputs: Sequence[str], share: float
+    model: ir.Model, teacher: Mapping[str, Array], judged: Sequence[Judged], share: float
 ) -> Objective:
-    primary = next((name for name in outputs if teacher[name].ndim >= 2), None)
-    if primary is None:
+    found = next((j for j in judged if teacher[j.name].ndim >= 2), None)
+    if found is None:
         raise DataError("labels were given, but no output has the shape [N, classes]")
+    primary = found.name
     scores = _scores(model, primary)
     terms = [
         LossTerm(kind=kind, output=primary, scores=scores, weight=weight)
@@ -140,41 +196,47 @@ def _labelled(
         )
         if weight > 0
     ]
-    return Objective(tuple(terms), Metric.ACCURACY)
+    return Objective(tuple(terms), Metric.ACCURACY, _notes([found]))
 
 
 def _distilled(
-    model: ir.Model, teacher: Mapping[str, Array], output: str, kind: LossKind | None
+    model: ir.Model, values: Array, judged: Judged, kind: LossKind | None
 ) -> LossTerm:
-    values = teacher[output]
-    value = next(v for v in model.graph.outputs if v.name == output)
-    scores = _scores(model, output)
     if kind is None:
-        reconstruction = any(
-            v.shape is not None and v.shape == value.shape for v in model.graph.inputs
-        )
-        is_classes = values.ndim == 2 and values.shape[1] > 1 and not reconstruction
+        is_classes = _is_classes(model, judged, values)
         kind = LossKind.DIVERGENCE if is_classes else LossKind.SQUARED_ERROR
-    if kind is LossKind.SQUARED_ERROR:
-        scores = output
+    squares = kind is LossKind.SQUARED_ERROR
     return LossTerm(
         kind=kind,
-        output=output,
-        scores=scores,
-        variance=max(float(np.var(values, dtype=np.float64)), 1e-12),
+        output=judged.name,
+        scores=judged.name if squares else _scores(model, judged.name),
+        variance=max(_variance(values), 1e-12),
     )
 
 
-def _scores(model: ir.Model, output: str) -> str:
-    """The input of a Softmax over axis 1 that ends the model, else the output itself."""
-    value = next(v for v in model.graph.outputs if v.name == output)
+def _is_classes(model: ir.Model, judged: Judged, values: Array) -> bool:
+    """Whether a value holds the scores of classes along axis 1."""
+    if judged.class_axis is not None:
+        return judged.class_axis == 1
+    shape = _value(model, judged.name).shape
+    reconstruction = any(v.shape is not None and v.shape == shape for v in model.graph.inputs)
+    return values.ndim == 2 and values.shape[1] > 1 and not reconstruction
+
+
+def _value(model: ir.Model, name: str) -> ir.Value:
+    return ir.convenience.create_value_mapping(model.graph)[name]
+
+
+def _scores(model: ir.Model, name: str) -> str:
+    """The input of a Softmax over axis 1 that makes a value, else what makes it."""
+    value = before_cast(_value(model, name))
     node = value.producer()
     if node is not None and node.op_type == "Softmax" and not node.domain:
         scores = node.inputs[0]
         rank = len(value.shape) if value.shape is not None else 2
         if scores is not None and node.attributes.get_int("axis", -1) in (1, 1 - rank):
             return str(scores.name)
-    return output
+    return str(value.name)
 
 
 def quality(
@@ -193,18 +255,37 @@ def quality(
         teacher: The float model's outputs, for the other metrics.
     """
     if metric is Metric.ACCURACY:
-        scores = next(iter(outputs.values()))
-        return float(np.mean(np.argmax(scores, axis=1) == labels))
+        return float(np.mean(_decisions(next(iter(outputs.values()))) == labels))
     assert teacher is not None
     measure = _agreement if metric is Metric.AGREEMENT else _r2
     return float(np.mean([measure(values, teacher[name]) for name, values in outputs.items()]))
 
 
+def _decisions(values: Array) -> Array:
+    """The class of each place: -1, which is none, where a score is NaN."""
+    if values.dtype.kind in "biu":
+        return values.astype(np.int64)
+    undecided = np.any(np.isnan(values), axis=1)
+    return np.where(undecided, -1, np.argmax(values, axis=1))
+
+
 def _agreement(values: Array, teacher: Array) -> float:
-    return float(np.mean(np.argmax(values, axis=1) == np.argmax(teacher, axis=1)))
+    mine, theirs = _decisions(values), _decisions(teacher)
+    decided = values.dtype.kind in "biu" or mine >= 0
+    return float(np.mean((mine == theirs) & decided))
 
 
 def _r2(values: Array, teacher: Array) -> float:
-    difference = np.mean(np.square(np.subtract(values, teacher, dtype=np.float64)))
-    variance = np.var(teacher, dtype=np.float64)
-    return 1.0 - float(difference / variance) if variance > 0 else float(difference == 0)
+    # A mask's infinities are the same in both, and no numbers.
+    same = values == teacher
+    difference = np.zeros(values.shape)
+    np.subtract(values, teacher, out=difference, where=~same, dtype=np.float64)
+    error = float(np.mean(np.square(difference)))
+    variance = _variance(teacher)
+    return 1.0 - error / variance if variance > 0 else float(error == 0)
+
+
+def _variance(values: Array) -> float:
+    """Of what is finite."""
+    finite = values[np.isfinite(values)]
+    return float(np.var(finite, dtype=np.float64)) if finite.size else 0.0

@@ -7,19 +7,22 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from onnx_fliqs.calibrate import (
     Observer,
     activation_scales,
-    layer_distortions,
+    distortions,
     sample_values,
     weight_scales,
 )
 from onnx_fliqs.data import Dataset, input_specs, synthetic
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.formats import Format
+from onnx_fliqs.layer_operators import macs
 from onnx_fliqs.passes.canonicalise import canonicalise
-from onnx_fliqs.sites import Layer, SearchSpace, Site
+from onnx_fliqs.signs import mark_unsigned
+from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.targets import Target
 from onnx_fliqs.train_step import Batch
 
@@ -48,7 +51,12 @@ class Prepared:
 
 
 def prepare(
-    model: ir.Model, dataset: Dataset | None, target: Target, formats: Sequence[Format]
+    model: ir.Model,
+    dataset: Dataset | None,
+    target: Target,
+    formats: Sequence[Format],
+    *,
+    remove_quantization: bool = False,
 ) -> Prepared:
     """Canonicalise a model, find its layers and count their multiply-accumulates.
 
@@ -57,63 +65,66 @@ def prepare(
         dataset: For the sizes of free dimensions; None: one made-up sample.
         target: Decides the sites.
         formats: The formats to choose from, cheapest first.
+        remove_quantization: Turn a quantized model back into a float model, not refuse it.
 
     Raises:
         UnsupportedError: Nothing can be quantized, or the model cannot be run.
         DataError: The model needs real data to be run.
     """
-    canonical = canonicalise(model.clone())
+    canonical = canonicalise(model.clone(), remove_quantization=remove_quantization)
     space = find_layers(canonical, target, formats)
     if dataset is None:
         dataset = synthetic(input_specs(canonical), 1, 0)
+    return Prepared(canonical, _with_macs(canonical, space, dataset))
+
+
+def _with_macs(model: ir.Model, space: SearchSpace, dataset: Dataset) -> SearchSpace:
+    """Count multiply-accumulates by a run on one sample.
+
+    Inside control flow, where nothing can be observed, they are known if the shapes are.
+    """
+    nodes = {str(node.name): node for node in model.graph.all_nodes()}
+    outside = set(model.graph)
+    # Unnamed: an optional output that is not there.
+    wanted = {
+        str(value.name): None
+        for layer in space.layers
+        if nodes[layer.name] in outside
+        for value in (*nodes[layer.name].inputs, *nodes[layer.name].outputs)
+        if value is not None and value.name and not value.is_initializer()
+    }
     size = dataset.fixed_batch or 1
     feeds = dataset.batch(np.arange(size) % len(dataset))
-    nodes = {str(node.name): node for node in canonical.graph}
-    operands = {layer.name: str(nodes[layer.name].inputs[0].name) for layer in space.layers}  # type: ignore[union-attr]
-    names = [name for layer in space.layers for name in (layer.output, operands[layer.name])]
-    constants = canonical.graph.initializers
-    seen: Mapping[str, npt.NDArray[Any]] = Observer(
-        canonical, [name for name in names if name not in constants]
-    ).run(feeds)
-    shapes = {name: array.shape for name, array in seen.items()}
-    shapes |= {name: _shape(value) for name, value in constants.items()}
-    layers = tuple(
-        replace(
-            layer,
-            macs=_macs(
-                layer,
-                nodes[layer.name],
-                shapes[operands[layer.name]],
-                shapes[layer.output],
-                shapes.get(layer.weights[0]) if layer.weights else None,
-            )
-            // size,
-        )
-        for layer in space.layers
-    )
-    return Prepared(canonical, replace(space, layers=layers))
+    seen = Observer(model, list(wanted)).run(feeds)
+    _note_ranks(model, seen)
+
+    def shape_of(value: ir.Value) -> tuple[int, ...] | None:
+        if value.name in seen:
+            return seen[value.name].shape
+        static = value.shape is not None and value.shape.is_static()
+        return tuple(value.shape.numpy()) if static else None  # type: ignore[union-attr]
+
+    layers = []
+    for layer in space.layers:
+        count = macs(nodes[layer.name], shape_of)
+        if count is None:
+            reason = f"{layer.weight_only}; its multiplications are not counted"
+            layers.append(replace(layer, weight_only=reason))
+        else:
+            layers.append(replace(layer, macs=count // size))
+    return replace(space, layers=tuple(layers))
 
 
-def _shape(value: ir.Value) -> tuple[int, ...]:
-    return tuple(value.const_value.shape.numpy()) if value.const_value is not None else ()
-
-
-def _macs(
-    layer: Layer,
-    node: ir.Node,
-    operand: tuple[int, ...],
-    output: tuple[int, ...],
-    weight: tuple[int, ...] | None,
-) -> int:
-    """Multiply-accumulates of one run."""
-    if layer.op_type == "Conv" and weight is not None:
-        return int(np.prod(output) * np.prod(weight[1:]))
-    if layer.op_type == "ConvTranspose" and weight is not None:
-        return int(np.prod(operand) * np.prod(weight[1:]))
-    if layer.op_type == "Gemm":
-        inner = operand[0] if node.attributes.get_int("transA", 0) else operand[1]
-        return int(np.prod(output)) * inner
-    return int(np.prod(output)) * operand[-1] if operand else 0
+def _note_ranks(model: ir.Model, seen: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write down the ranks of what was seen behind operators that inference does not know."""
+    values = ir.convenience.create_value_mapping(model.graph)
+    unknown = [values[name] for name in seen if values[name].shape is None]
+    for value in unknown:
+        array = seen[str(value.name)]
+        value.dtype = value.dtype or ir.DataType.from_numpy(array.dtype)
+        value.shape = ir.Shape([None] * array.ndim)
+    if unknown:
+        common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
 def make_batch(dataset: Dataset, indices: npt.NDArray[Any]) -> Batch:
@@ -132,25 +143,6 @@ def calibration_batches(dataset: Dataset) -> list[Batch]:
     ]
 
 
-def _unsigned_inputs(
-    space: SearchSpace, samples: Mapping[str, npt.NDArray[Any]]
-) -> SearchSpace:
-    """Mark sites on graph inputs that were never negative (raw pixels) as unsigned.
-
-    Inside the graph, only what the operators guarantee counts, and what shares an input's
-    scale.
-    """
-
-    def never_negative(site: Site) -> bool:
-        source = space.site[site.same_scale_as or site.name]
-        return source.tensor in samples and float(samples[source.tensor].min()) >= 0
-
-    sites = (
-        replace(site, unsigned=site.unsigned or never_negative(site)) for site in space.sites
-    )
-    return replace(space, sites=tuple(sites))
-
-
 def calibrate(
     prepared: Prepared, dataset: Dataset, seed: int
 ) -> tuple[
@@ -161,8 +153,9 @@ def calibrate(
     """Scales for every site and format, from the float model and calibration samples.
 
     Returns:
-        The prepared model, sites on never-negative inputs now unsigned; the scales; and for
-        each layer the relative squared error of its operands in each format.
+        The prepared model, sites of what is never negative because the inputs were not (raw
+        pixels) now unsigned; the scales; and for each decision the relative squared error of
+        its operands in each format.
     """
     canonical, space = prepared.canonical, prepared.space
     tensors = [site.tensor for site in space.sites if not site.is_weight]
@@ -170,15 +163,17 @@ def calibrate(
     batches = calibration_batches(dataset)
     samples = sample_values((observer.run(b.inputs) for b in batches), len(batches), seed)
     if not dataset.synthetic:
-        inputs = {str(value.name) for value in canonical.graph.inputs}
-        space = _unsigned_inputs(
-            space, {name: samples[name] for name in samples if name in inputs}
-        )
+        inputs = {str(value.name) for value in canonical.graph.inputs} & set(samples)
+        never_negative = {n for n in inputs if samples[n].min(initial=0.0) >= 0}
+        space = mark_unsigned(canonical, space, never_negative)
     scales = activation_scales(space, samples)
     weights = weights_of(canonical, space)
     scales |= weight_scales(space, weights, seed)
-    distortions = layer_distortions(space, samples, weights, scales)
-    return Prepared(canonical, space), scales, distortions
+    return (
+        Prepared(canonical, space),
+        scales,
+        distortions(space, samples, weights, scales),
+    )
 
 
 def weights_of(model: ir.Model, space: SearchSpace) -> dict[str, npt.NDArray[Any]]:

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.containers import container_of
-from onnx_fliqs.cost import Cost, cost_of
+from onnx_fliqs.cost import Cost, cost_of, counted_macs
 from onnx_fliqs.model import atomic_write, save_model
 from onnx_fliqs.runtime import OptimizationLevel
 from onnx_fliqs.sites import FormatMap, Layer, SearchSpace, Skipped
@@ -35,6 +35,8 @@ class LayerReport:
     """Whether ONNX has no type for the format, so that it travels in a wider one."""
     reason: str | None = None
     """Why the weight was not trained."""
+    weight_only: str | None = None
+    """Why the activations stay float; None where they have the format too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,10 +133,11 @@ def layer_reports(space: SearchSpace, chosen: FormatMap) -> tuple[LayerReport, .
             bits=fmt.bits,
             params=layer.params,
             macs=layer.macs,
-            share=layer.macs * fmt.bits**2 / total if total else 0.0,
+            share=counted_macs(layer) * fmt.bits**2 / total if total else 0.0,
             trained=layer.frozen is None and bool(layer.weights),
             simulated=not container_of(fmt).native,
             reason=layer.frozen,
+            weight_only=layer.weight_only,
         )
 
     return tuple(report(layer) for layer in space.layers)

@@ -11,20 +11,30 @@ import functools
 import importlib
 import importlib.metadata
 import re
+import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
+
 from onnx_fliqs.errors import (
+    ConfigError,
     EnvironmentMissingError,
     FliqsError,
     ModelError,
+    UnknownOperatorError,
     UnsupportedError,
 )
+from onnx_fliqs.payload import fits_inline, pack
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession, OrtValue
 
 __all__ = [
     "OptimizationLevel",
@@ -32,6 +42,8 @@ __all__ = [
     "load_training",
     "make_session",
     "quiet_options",
+    "register_custom_ops",
+    "run_bound",
     "run_session",
 ]
 
@@ -50,6 +62,20 @@ _SEVERITY_FATAL: Final = 4
 # "[ONNXRuntimeError] : 1 : FAIL : " and the place in its source, "/src/model.cc:180 f(int) "
 _ERROR_CODE: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _SOURCE_PLACE: Final = re.compile(r"\S+\.(?:cc|h|cpp):\d+ (?:[^()]*\([^()]*\) )?")
+_UNKNOWN: Final = re.compile(
+    r"Fatal error: (?P<domain>.+):(?P<operator>\w+)\(-?\d+\) is not a "
+)
+
+_FOLDER_OPTION: Final = "session.model_external_initializers_file_folder_path"
+_FOLDER_SINCE: Final = (1, 22)
+"""The first release that heeds it. Earlier ones take absolute paths, later ones no longer."""
+
+_custom_ops: list[Path] = []
+"""Libraries that every session and gradient graph is built with."""
+_borrowed: "weakref.WeakKeyDictionary[InferenceSession, dict[str, OrtValue]]" = (
+    weakref.WeakKeyDictionary()
+)
+"""Values whose memory a session uses without owning it."""
 
 
 class OptimizationLevel(enum.Enum):
@@ -158,29 +184,59 @@ def quiet_options() -> Any:
     """
     options = load_onnxruntime().SessionOptions()
     options.log_severity_level = _SEVERITY_FATAL
+    for library in _custom_ops:
+        options.register_custom_ops_library(str(library))
     return options
 
 
+def register_custom_ops(library: Path) -> None:
+    """Let every session from now on know the operators of a shared library.
+
+    Args:
+        library: Built against ONNX Runtime's custom operator interface.
+
+    Raises:
+        ConfigError: It cannot be loaded.
+    """
+    path = library.resolve()
+    try:
+        load_onnxruntime().SessionOptions().register_custom_ops_library(str(path))
+    except Exception as error:  # ONNX Runtime's exceptions share no other base.
+        raise ConfigError(
+            f"{library} is no library of custom operators: {_reason(error)}"
+        ) from error
+    if path not in _custom_ops:
+        _custom_ops.append(path)
+
+
 def make_session(
-    model: bytes | Path,
+    model: ir.Model | onnx.ModelProto | bytes | Path,
     *,
     level: OptimizationLevel = OptimizationLevel.DEFAULT,
     threads: int = 0,
     disabled: Sequence[str] = (),
     providers: Sequence[str] = ("CPUExecutionProvider",),
+    frugal: bool = False,
 ) -> "InferenceSession":
     """Load a model for inference.
 
+    The weights of an ``onnx_ir`` model may be of any size: those in files are mapped there,
+    and many others are used where they are.
+
     Args:
-        model: A serialized model, or the file of one (needed where its weights lie beside it).
+        model: A model; its message, with or without serialization; or the file of one.
         level: How much the graph may be rewritten.
         threads: Threads within one operator; 0 lets ONNX Runtime choose.
         disabled: Names of ONNX Runtime optimizers that must not run.
         providers: Execution providers, best first.
+        frugal: Keep neither memory between runs nor a copy of the weights that is rearranged
+            for the kernels, at some cost in time. An ``onnx_ir`` model of more than 2 GB is
+            always run so.
 
     Raises:
         EnvironmentMissingError: There is no ONNX Runtime, or it lacks a provider.
         ModelError: The model cannot be read.
+        UnknownOperatorError: It has an operator of which ONNX Runtime knows nothing.
         UnsupportedError: ONNX Runtime refuses the model.
     """
     onnxruntime = load_onnxruntime()
@@ -195,15 +251,66 @@ def make_session(
         onnxruntime.GraphOptimizationLevel, _ORT_LEVELS[level]
     )
     options.intra_op_num_threads = threads
+    values: dict[str, OrtValue] = {}
+    if frugal or (isinstance(model, ir.Model) and not fits_inline(model)):
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
     try:
-        return onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model),
-            options,
-            providers=list(providers),
-            disabled_optimizers=list(disabled),
-        )
+        with _source(model, options, values) as source:
+            session = onnxruntime.InferenceSession(
+                source,
+                options,
+                providers=list(providers),
+                disabled_optimizers=list(disabled),
+            )
     except Exception as error:  # ONNX Runtime's exceptions share no other base.
         raise _translate(error, model) from error
+    if values:
+        _borrowed[session] = values
+    return session
+
+
+@contextlib.contextmanager
+def _source(
+    model: ir.Model | onnx.ModelProto | bytes | Path,
+    options: Any,
+    values: "dict[str, OrtValue]",
+) -> Iterator[bytes | str]:
+    """What a session is made of: a message, or the path of a file.
+
+    Args:
+        model: What to load.
+        options: The session's; they are told where big weights are.
+        values: Filled with what must live as long as the session.
+    """
+    if isinstance(model, Path):
+        yield str(model)
+        return
+    if not isinstance(model, ir.Model):
+        yield model if isinstance(model, bytes) else model.SerializeToString()
+        return
+    onnxruntime = load_onnxruntime()
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    payload = pack(model, absolute=version < _FOLDER_SINCE)
+    for name, array in payload.borrowed.items():
+        values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    if values:
+        # The first gives the optimizers the numbers; the second, in place of ONNX Runtime's
+        # own copy of them, the kernels.
+        options.add_external_initializers(list(values), list(values.values()))
+        for name, value in values.items():
+            options.add_initializer(name, value)
+    if payload.in_files and version < _FOLDER_SINCE:
+        # Its optimizers read files only for a model that was itself read from one.
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            path.write_bytes(payload.graph)
+            yield str(path)
+        return
+    if payload.in_files:
+        options.add_session_config_entry(_FOLDER_OPTION, str(payload.folder))
+    yield payload.graph
 
 
 def run_session(
@@ -217,17 +324,20 @@ def run_session(
     """
     with _one_line_failures():
         results: list[Any] = session.run(list(names), dict(feeds))
-    return results
+    # ONNX Runtime's own arrays would keep all memory of the session, once it is gone.
+    return [np.array(r) if isinstance(r, np.ndarray) else r for r in results]
 
 
 def run_bound(session: "InferenceSession", binding: Any) -> None:
-    """Run a session on what its binding names.
+    """Run a session on what its binding names, and let go of the inputs.
 
     Raises:
         FliqsError: As for :func:`run_session`.
     """
     with _one_line_failures():
         session.run_with_iobinding(binding)
+    # Each of its outputs keeps the binding, which would keep the inputs.
+    binding.clear_binding_inputs()
 
 
 @contextlib.contextmanager
@@ -235,14 +345,27 @@ def _one_line_failures() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # ONNX Runtime's exceptions share no other base.
-        reason = _SOURCE_PLACE.sub("", _ERROR_CODE.sub("", _one_line(error)))
-        raise FliqsError(f"ONNX Runtime cannot run the model: {reason}") from error
+        raise FliqsError(f"ONNX Runtime cannot run the model: {_reason(error)}") from error
 
 
-def _translate(error: Exception, model: bytes | Path) -> ModelError:
+def _reason(error: BaseException) -> str:
+    """What ONNX Runtime says, without codes and places in its source."""
+    return _SOURCE_PLACE.sub("", _ERROR_CODE.sub("", _one_line(error)))
+
+
+def _translate(
+    error: Exception, model: ir.Model | onnx.ModelProto | bytes | Path
+) -> ModelError:
     """Turn what ONNX Runtime raised while loading into one line for the user."""
-    reason = _SOURCE_PLACE.sub("", _ERROR_CODE.sub("", _one_line(error)))
-    name = "the model" if isinstance(model, bytes) else str(model)
+    reason = _reason(error)
+    if isinstance(error, (EncodeError, ValueError)):
+        return UnsupportedError(f"the model is too big for one message: {reason}")
+    name = str(model) if isinstance(model, Path) else "the model"
     if type(error).__name__ in {"NoSuchFile", "InvalidProtobuf"}:
         return ModelError(f"{name} is not a readable ONNX model: {reason}")
+    if unknown := _UNKNOWN.search(reason):
+        return UnknownOperatorError(
+            f"ONNX Runtime does not know the operator {unknown['operator']} of the domain"
+            f" {unknown['domain']!r}: name the library that implements it with --custom-ops"
+        )
     return UnsupportedError(f"ONNX Runtime cannot load {name}: {reason}")

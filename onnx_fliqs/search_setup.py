@@ -1,6 +1,5 @@
 """What a search starts from: the model, the data and the settings, checked and prepared."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,15 +11,15 @@ import onnx_ir as ir
 
 from onnx_fliqs._version import __version__
 from onnx_fliqs.config import SearchConfig
-from onnx_fliqs.cost import Budget, BudgetKind, check_feasible, reachable_bits
+from onnx_fliqs.cost import Budget, check_feasible, default_budget
 from onnx_fliqs.data import Dataset, check_labels, input_specs, load_npz, split
-from onnx_fliqs.evaluate import run_dataset, scored_output
-from onnx_fliqs.model import load_model
+from onnx_fliqs.evaluation import run_dataset, scored_output
+from onnx_fliqs.judged import exposed, judged_values
+from onnx_fliqs.model import fingerprint, load_model
 from onnx_fliqs.objective import Objective, choose_objective
 from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.search_state import Scales
-from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.targets import Target, parse_target
 from onnx_fliqs.trainability import why_frozen
 
@@ -41,7 +40,7 @@ class Setup:
     prepared: Prepared
     scales: Scales
     distortions: tuple[npt.NDArray[np.float64], ...]
-    """Relative squared error of each layer's operands in each format."""
+    """Relative squared error of each decision's operands in each format."""
     budget: Budget
     objective: Objective
     train: Dataset
@@ -68,13 +67,12 @@ def set_up(
     target = parse_target(config.target)
     formats = target.space(config.space)
     model = load_model(source) if isinstance(source, Path) else source
-    fingerprint = hashlib.sha256(
-        ir.to_proto(model).SerializeToString(deterministic=True)
-    ).hexdigest()
     warnings = []
     dataset = load_npz(data, input_specs(model)) if isinstance(data, Path) else data
-    prepared = prepare(model, dataset, target, formats)
-    budget = config.budget or _default_budget(prepared.space, target)
+    prepared = prepare(
+        model, dataset, target, formats, remove_quantization=config.remove_quantization
+    )
+    budget = config.budget or default_budget(prepared.space, target.default_bits)
     check_feasible(prepared.space, budget)
     if dataset is None:
         dataset = synthetic_data(prepared.canonical, _SYNTHETIC_SAMPLES, config.seed)
@@ -85,11 +83,11 @@ def set_up(
     train, held_out = split(dataset, _validation_share(len(dataset), config), config.seed)
     prepared, scales, distortions = calibrate(prepared, train, config.seed)
     objective = _objective(prepared, train, config)
-    outputs = objective.outputs
-    prepared = _mark_frozen(prepared, outputs)
+    warnings += objective.notes
+    prepared = _mark_frozen(prepared, objective.outputs)
     identity = {
         "version": __version__,
-        "model": fingerprint,
+        "model": fingerprint(model),
         "data": dataset.fingerprint(),
         "settings": _settings(config, budget),
     }
@@ -123,21 +121,13 @@ def _validation_share(samples: int, config: SearchConfig) -> float:
     return min(config.validation, _LARGEST_VALIDATION / samples)
 
 
-def _default_budget(space: SearchSpace, target: Target) -> Budget:
-    """The target's bits, as far as the space reaches."""
-    low, high = reachable_bits(space)
-    return Budget(BudgetKind.BITS, min(max(target.default_bits, low), high))
-
-
 def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Objective:
     """Choose the loss by a look at the float model's outputs; check the labels against it."""
     size = train.fixed_batch or min(_SAMPLE, len(train))
     sample = train.take(np.arange(size) % len(train))
-    session = make_session(ir.to_proto(prepared.canonical).SerializeToString())
-    names = [
-        str(v.name) for v in prepared.canonical.graph.outputs if v.dtype is ir.DataType.FLOAT
-    ]
-    teacher = run_dataset(session, sample, names) if names else {}
+    names = [judged.name for judged in judged_values(prepared.canonical)]
+    session = make_session(exposed(prepared.canonical, names))
+    teacher = run_dataset(session, sample, names)
     labelled = train.labels is not None and config.loss in ("auto", "cross-entropy")
     if labelled:
         scores = next(iter(scored_output(teacher, sample).values()))
@@ -153,7 +143,8 @@ def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Obje
 
 def _mark_frozen(prepared: Prepared, outputs: tuple[str, ...]) -> Prepared:
     """Note on each layer why its weight will not be trained."""
-    reasons = why_frozen(prepared.canonical, prepared.space.layers, outputs)
+    judged = exposed(prepared.canonical, outputs)
+    reasons = why_frozen(judged, prepared.space.layers, outputs)
     layers = tuple(
         replace(layer, frozen=reasons.get(layer.name)) for layer in prepared.space.layers
     )

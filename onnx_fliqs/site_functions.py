@@ -7,6 +7,7 @@ where the value lay inside the clipping range and is zero outside (Bengio et al.
 range mask as in PACT, Choi et al. 2018).
 """
 
+import json
 from typing import Any, Final
 
 import onnx_ir as ir
@@ -18,14 +19,18 @@ __all__ = [
     "ANY_CODES",
     "ANY_SITE",
     "DOMAIN",
-    "GRADIENTS",
+    "GRADIENT_KEY",
     "INTEGER_CODES",
     "INTEGER_SITE",
-    "gradient_functions",
     "site_function",
+    "site_gradient",
 ]
 
 DOMAIN: Final = "onnx_fliqs"
+GRADIENT_KEY: Final = "onnx_fliqs.gradient"
+"""Metadata key of a function: the call that computes its gradient, as JSON. Its inputs and
+outputs are in ONNX Runtime's notation: ``GO(0)`` is the gradient of the first output, ``I(0)``
+the first input, ``O(0)`` the first output, ``GI(0)`` the gradient of the first input."""
 ANY_SITE: Final = "SearchQDQ"
 INTEGER_SITE: Final = "SearchIntQDQ"
 ANY_CODES: Final = ("lo", "hi", "splitter", "magic", "threshold")
@@ -60,11 +65,11 @@ def ClippedStraightThrough(dy, x, scale, lo, hi):  # type: ignore[no-untyped-def
     return op.Where(op.Equal(t, op.Clip(t, lo, hi)), dy, zero)
 
 
-GRADIENTS: Final[dict[str, tuple[str, tuple[str, ...]]]] = dict.fromkeys(
-    (ANY_SITE, INTEGER_SITE),
-    ("ClippedStraightThrough", ("GO(0)", "I(0)", "I(1)", "I(2)", "I(3)")),
-)
-"""Site function → its gradient function and that one's inputs, in ORT's notation."""
+_STRAIGHT_THROUGH: Final = {
+    "function": "ClippedStraightThrough",
+    "inputs": ["GO(0)", "I(0)", "I(1)", "I(2)", "I(3)"],
+    "outputs": ["GI(0)"],
+}
 
 
 def _to_ir(function: Any) -> ir.Function:
@@ -74,9 +79,11 @@ def _to_ir(function: Any) -> ir.Function:
 
 def site_function(name: str) -> ir.Function:
     """The function of one of the sites, to be put into a model."""
-    return _to_ir({ANY_SITE: SearchQDQ, INTEGER_SITE: SearchIntQDQ}[name])
+    function = _to_ir({ANY_SITE: SearchQDQ, INTEGER_SITE: SearchIntQDQ}[name])
+    function.metadata_props[GRADIENT_KEY] = json.dumps(_STRAIGHT_THROUGH)
+    return function
 
 
-def gradient_functions() -> tuple[ir.Function, ...]:
-    """The functions that the gradients of :data:`GRADIENTS` call."""
-    return (_to_ir(ClippedStraightThrough),)
+def site_gradient() -> ir.Function:
+    """The function that the gradients of both sites call."""
+    return _to_ir(ClippedStraightThrough)

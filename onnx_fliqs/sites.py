@@ -5,7 +5,7 @@ format its deciding layers chose. What a choice feeds into the graph are the two
 :class:`SiteValues`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, TypeAlias
@@ -22,6 +22,7 @@ from onnx_fliqs.formats import (
     is_passthrough,
     unsigned_variant,
 )
+from onnx_fliqs.partition import united
 
 __all__ = [
     "FormatMap",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 FormatMap: TypeAlias = Mapping[str, Format]
-"""Layer name → the format that it was given."""
+"""Layer name (or site name) → its format."""
 
 ScaleTable: TypeAlias = Mapping[tuple[str, str], npt.NDArray[np.float32]]
 """(site name, format name) → scales, of shape [site.channels]: the switchable thresholds."""
@@ -54,7 +55,7 @@ def computed_in_integers(fmt: Format) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """An operator with multiplications: Conv, ConvTranspose, Gemm or MatMul."""
+    """An operator whose operands are quantized: a product, a recurrent cell, an embedding."""
 
     name: str
     """Name of its node."""
@@ -62,11 +63,9 @@ class Layer:
     weights: tuple[str, ...]
     """Names of its constant operands; none for the product of two activations."""
     params: int
-    """Elements of the weight."""
-    output: str
-    """Name of the value it computes."""
+    """Elements of its weights, less those that an earlier layer has too."""
     macs: int = 0
-    """Multiply-accumulates for one sample."""
+    """Multiply-accumulates for one sample; 0 where they are not known."""
     frozen: str | None = None
     """Why the weights are not trained; None where they are."""
     weight_only: str | None = None
@@ -86,6 +85,9 @@ class Site:
     consumers: tuple[tuple[str, int], ...]
     """(node name, input index) of every use that reads the quantized tensor."""
     is_weight: bool
+    operands: tuple[str, ...] = ()
+    """Names of earlier sites: all operands of the operator that computes this tensor, where it
+    can run in their format. The widest of theirs is one more choice that counts."""
     axis: int | None = None
     """Axis of the scales; None for one scale."""
     channels: int = 1
@@ -95,7 +97,7 @@ class Site:
     unsigned: bool = False
     """Whether the values are never negative."""
     same_scale_as: str | None = None
-    """Name of an earlier site whose values this tensor only rearranges."""
+    """Name of an earlier site with which this one shares its scale."""
     bias_of: tuple[str, str] | None = None
     """For a bias that is added to integer products: the names of the sites of the activation
     and of the weight, whose scales multiply to its own."""
@@ -142,6 +144,8 @@ class SearchSpace:
     formats: tuple[Format, ...]
     """Cheapest first; the same for every layer."""
     skipped: tuple[Skipped, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
+    """Names of layers that have to take the same format; groups may overlap."""
 
     @cached_property
     def layer(self) -> Mapping[str, Layer]:
@@ -153,6 +157,24 @@ class SearchSpace:
         """Sites by name."""
         return {site.name: site for site in self.sites}
 
+    @cached_property
+    def decisions(self) -> tuple[tuple[str, ...], ...]:
+        """The layers of each decision, by name: one, or all that groups tie together."""
+        return united(self.layer, self.groups)
+
+    def assign(self, choices: Sequence[int]) -> dict[str, Format]:
+        """The format of every layer.
+
+        Args:
+            choices: For each decision, an index into ``formats``.
+        """
+        chosen = {
+            name: self.formats[choice]
+            for names, choice in zip(self.decisions, choices, strict=True)
+            for name in names
+        }
+        return {layer.name: chosen[layer.name] for layer in self.layers}
+
     @property
     def needs_mantissa(self) -> bool:
         """Whether a site has to round to a mantissa: any float format but float32."""
@@ -162,25 +184,37 @@ class SearchSpace:
         """The same format for every layer."""
         return {layer.name: fmt for layer in self.layers}
 
-    def site_format(self, site: Site, chosen: FormatMap) -> Format:
-        """The format of a site under an assignment (see :attr:`Site.layers`)."""
-        return site.effective(
-            min((chosen[name] for name in site.layers), key=lambda f: f.bits)
-        )
+    def formats_taken(self, chosen: FormatMap) -> dict[str, Format]:
+        """Site name → the format that it takes under an assignment (see :class:`Site`)."""
+        decided: dict[str, Format] = {}
+        for site in self.sites:
+            votes = [chosen[name] for name in site.layers]
+            if site.operands:
+                votes.append(max((decided[name] for name in site.operands), key=_bits))
+            decided[site.name] = min(votes, key=_bits)
+        return {site.name: site.effective(decided[site.name]) for site in self.sites}
 
-    def site_scale(
-        self, site: Site, chosen: FormatMap, scales: ScaleTable
-    ) -> npt.NDArray[np.float32]:
-        """The scales of a site under an assignment, of shape [site.channels]."""
-        fmt = self.site_format(site, chosen)
-        if is_passthrough(fmt):
-            return np.ones(site.channels, np.float32)
-        if site.bias_of is None:
-            return scales[site.name, fmt.name]
-        activation, weight = (
-            self.site_scale(self.site[name], chosen, scales) for name in site.bias_of
-        )
-        return np.broadcast_to(activation * weight, site.channels).astype(np.float32)
+    def scales_taken(
+        self, taken: FormatMap, scales: ScaleTable
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Site name → its scales, of shape [site.channels].
+
+        Args:
+            taken: The format of every site.
+            scales: Scales for every site in (at least) that format.
+        """
+        found: dict[str, npt.NDArray[np.float32]] = {}
+        for site in self.sites:
+            fmt = taken[site.name]
+            if is_passthrough(fmt):
+                found[site.name] = np.ones(site.channels, np.float32)
+            elif site.bias_of is None:
+                found[site.name] = scales[site.name, fmt.name]
+            else:
+                activation, weight = (found[name] for name in site.bias_of)
+                product = np.broadcast_to(activation * weight, site.channels)
+                found[site.name] = product.astype(np.float32)
+        return found
 
     def values(self, chosen: FormatMap, scales: ScaleTable) -> SiteValues:
         """What an assignment feeds into the searchable graph.
@@ -189,10 +223,11 @@ class SearchSpace:
             chosen: A format for every layer.
             scales: Scales for every site in (at least) the format that it takes.
         """
-        formats = [self.site_format(site, chosen) for site in self.sites]
+        taken = self.formats_taken(chosen)
+        steps = self.scales_taken(taken, scales)
         return SiteValues(
-            np.array([grid_code(fmt) for fmt in formats], np.float32).reshape(-1, 5),
-            np.concatenate([self.site_scale(site, chosen, scales) for site in self.sites]),
+            np.array([grid_code(fmt) for fmt in taken.values()], np.float32).reshape(-1, 5),
+            np.concatenate(list(steps.values())),
         )
 
     def site_formats(self, site: Site) -> tuple[Format, ...]:
@@ -200,3 +235,7 @@ class SearchSpace:
         if site.bias_of is not None:
             return ()
         return tuple(site.effective(fmt) for fmt in self.formats if not is_passthrough(fmt))
+
+
+def _bits(fmt: Format) -> int:
+    return fmt.bits

@@ -15,11 +15,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.gradient import GRADIENT, build_gradient, promote_initializers
+from onnx_fliqs.judged import exposed
 from onnx_fliqs.objective import Objective
 from onnx_fliqs.optimizer import BETA1, BETA2, build_optimizer
 from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
-from onnx_fliqs.passes.expose_optional_outputs import ExposeOptionalOutputsPass
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES
+from onnx_fliqs.payload import is_plain, settle, shareable
 from onnx_fliqs.runtime import (
     OptimizationLevel,
     load_onnxruntime,
@@ -27,7 +28,6 @@ from onnx_fliqs.runtime import (
     run_bound,
     run_session,
 )
-from onnx_fliqs.site_functions import gradient_functions
 from onnx_fliqs.sites import SiteValues
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ class TrainStep:
         *,
         objective: Objective,
         parameters: Sequence[str],
-        stopped: Sequence[str],
-        teacher: bytes,
+        teacher: ir.Model,
         shares: Sequence[float],
         workers: int,
     ) -> None:
@@ -104,49 +103,41 @@ class TrainStep:
             searchable: A canonical model with sites.
             objective: The loss.
             parameters: Initializers to train; may be empty.
-            stopped: Operators at which the gradient ends.
-            teacher: The float model, serialized.
+            teacher: The float model.
             shares: Share of each part of a training batch.
             workers: Parts and evaluations that run side by side.
         """
         self.objective = objective
         self._parameters = tuple(parameters)
         self._pool = ThreadPoolExecutor(workers)
-        initializers = searchable.graph.initializers
-        self._initial = {
-            name: np.array(initializers[name].const_value.numpy())  # type: ignore[union-attr]
-            for name in parameters
-        }
-        self._teacher = make_session(teacher, threads=1)
-        proto = self._with_loss(searchable)
-        self._forward = make_session(proto.SerializeToString(), threads=1)
-        self._searchable = searchable
+        self._teacher = make_session(exposed(teacher, objective.outputs), threads=1)
+        self._frugal = frugal = not is_plain(searchable)
+        self._searchable = searchable.clone()
+        self._initial = _tensors(self._searchable, parameters)
+        self._frozen = _frozen_inputs(self._searchable, parameters)
+        promote_initializers(
+            self._searchable, [*self._parameters, *self._frozen, CODES, SCALES]
+        )
+        model = self._with_loss()
+        self._forward = make_session(model, threads=1, frugal=frugal)
         self._taps: InferenceSession | None = None
         self._gradient: InferenceSession | None = None
         self._optimizer: InferenceSession | None = None
         if self._parameters:
-            gradient = build_gradient(proto, LOSS, self._parameters, stopped)
+            gradient = build_gradient(model, LOSS, self._parameters)
             self._gradient = make_session(
-                gradient.SerializeToString(), threads=1, disabled=["GatherSliceToSplitFusion"]
+                gradient, threads=1, disabled=["GatherSliceToSplitFusion"], frugal=frugal
             )
-            shapes = {name: array.shape for name, array in self._initial.items()}
+            shapes = {name: t.shape.numpy() for name, t in self._initial.items()}
             optimizer = build_optimizer(shapes, shares)
             self._optimizer = make_session(
-                optimizer.SerializeToString(), level=OptimizationLevel.BASIC, threads=workers
+                optimizer, level=OptimizationLevel.BASIC, threads=workers, frugal=frugal
             )
 
-    def _with_loss(self, searchable: ir.Model) -> Any:
-        model = searchable.clone()
+    def _with_loss(self) -> ir.Model:
+        model = exposed(self._searchable, self.objective.outputs).clone()
         AddLossPass(self.objective.terms)(model)
-        ExposeOptionalOutputsPass()(model)
-        for function in gradient_functions():
-            model.functions[function.identifier()] = function
-        return self._promoted(model)
-
-    def _promoted(self, model: ir.Model) -> Any:
-        proto = ir.to_proto(model)
-        promote_initializers(proto, [*self._parameters, CODES, SCALES])
-        return proto
+        return model
 
     def close(self) -> None:
         """Stop the worker threads."""
@@ -156,11 +147,11 @@ class TrainStep:
 
     def initial(self) -> TrainState:
         """The weights of the model and no history."""
-        size = sum(array.size for array in self._initial.values())
+        size = sum(tensor.size for tensor in self._initial.values())
         zeros = np.zeros(size, np.float32)
         return self.restore(
             {
-                **{f"parameter/{name}": array for name, array in self._initial.items()},
+                **{f"parameter/{name}": t.numpy() for name, t in self._initial.items()},
                 "m": zeros,
                 "v": zeros,
                 "length": np.zeros((), np.float32),
@@ -213,7 +204,7 @@ class TrainStep:
         assert self._gradient is not None
         feeds = self._feeds(part, self._teach(part), values)
         binding = self._gradient.io_binding()
-        for name, value in state.parameters.items():
+        for name, value in (*state.parameters.items(), *self._frozen.items()):
             binding.bind_ortvalue_input(name, value)
         # `feeds` keeps the arrays alive until the run is over: the binding does not.
         for name in self._input_names(self._gradient, feeds):
@@ -309,8 +300,7 @@ class TrainStep:
                 model = self._searchable.clone()
                 mapping = ir.convenience.create_value_mapping(model.graph)
                 model.graph.outputs[:] = [mapping[name] for name in inside]
-                proto = self._promoted(model)
-                self._taps = make_session(proto.SerializeToString())
+                self._taps = make_session(model, frugal=self._frugal)
             found |= dict(
                 zip(
                     inside,
@@ -337,7 +327,7 @@ class TrainStep:
     ) -> list[Array]:
         feeds = self._feeds(batch, teacher, values)
         binding = session.io_binding()
-        for name, value in state.parameters.items():
+        for name, value in (*state.parameters.items(), *self._frozen.items()):
             binding.bind_ortvalue_input(name, value)
         for name in self._input_names(session, feeds):
             binding.bind_cpu_input(name, feeds[name])
@@ -361,6 +351,26 @@ class TrainStep:
     @staticmethod
     def _input_names(session: "InferenceSession", feeds: Mapping[str, Array]) -> list[str]:
         return [value.name for value in session.get_inputs() if value.name in feeds]
+
+
+def _tensors(model: ir.Model, names: Sequence[str]) -> dict[str, ir.TensorProtocol]:
+    """The contents of some initializers."""
+    found = {name: model.graph.initializers[name].const_value for name in names}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _frozen_inputs(model: ir.Model, parameters: Sequence[str]) -> "dict[str, OrtValue]":
+    """Big weights that do not train, as values that all sessions share.
+
+    Only of a model whose weights lie in files or are too many for one message: as
+    initializers, ONNX Runtime can rearrange them for its kernels.
+    """
+    if is_plain(model):
+        return {}
+    settle(model)
+    make = load_onnxruntime().OrtValue.ortvalue_from_numpy
+    arrays = shareable(model, but=(*parameters, CODES, SCALES))
+    return {name: make(array) for name, array in arrays.items()}
 
 
 def _owned(array: Array) -> "OrtValue":

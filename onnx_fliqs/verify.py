@@ -1,7 +1,7 @@
 """Whether an emitted graph computes what was searched, in the runtime that will run it."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -10,7 +10,9 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from onnx_fliqs.errors import FliqsError, VerificationError
+from onnx_fliqs.errors import FliqsError, UnknownOperatorError, VerificationError
+from onnx_fliqs.judged import compared_names, exposed
+from onnx_fliqs.payload import is_plain, skeleton
 from onnx_fliqs.runtime import OptimizationLevel, make_session, run_session
 
 __all__ = ["Comparison", "LevelCheck", "Verification", "compare", "verify_levels"]
@@ -33,6 +35,9 @@ class Comparison:
     """Root mean square difference / root mean square of the reference."""
     largest: float
     """Largest difference / root mean square of the reference."""
+
+
+_INFINITE: Final = Comparison(float("inf"), float("inf"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +109,53 @@ class Verification:
 
 
 def compare(outputs: Outputs, reference: Outputs) -> Comparison:
-    """Compare float outputs; the worst output counts."""
-    rms = largest = 0.0
-    for name, expected in reference.items():
-        if not np.issubdtype(expected.dtype, np.floating):
-            continue
-        difference = np.subtract(outputs[name], expected, dtype=np.float64)
-        size = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64)))) or 1.0
-        if not np.isfinite(difference).all():
-            return Comparison(float("inf"), float("inf"))
-        rms = max(rms, float(np.sqrt(np.mean(difference**2))) / size)
-        largest = max(largest, float(np.abs(difference).max(initial=0.0)) / size)
-    return Comparison(rms, largest)
+    """Compare outputs; the worst counts.
+
+    Where there are floats, they decide. Otherwise the share of whole numbers that differ takes
+    the place of their difference. What is empty in both runs, or no tensor of numbers, is left
+    out; without anything to compare, the two differ infinitely.
+    """
+    pairs = [(outputs[name], expected) for name, expected in reference.items()]
+    kinds = [_kind(expected) for _, expected in pairs]
+    compared = [pair for pair, kind in zip(pairs, kinds, strict=True) if kind == "float"]
+    if compared:
+        found = [_float_difference(*pair) for pair in compared]
+    else:
+        compared = [pair for pair, kind in zip(pairs, kinds, strict=True) if kind == "whole"]
+        found = [_share_of_different(*pair) for pair in compared]
+    return _worst(found) if found else _INFINITE
+
+
+def _kind(values: Any) -> str:
+    """Whether an output holds floats, whole numbers, or nothing that can be compared."""
+    if not isinstance(values, np.ndarray) or values.size == 0:
+        return "nothing"
+    if values.dtype.kind in "biu":
+        return "whole"
+    # NumPy does not call the types of ml_dtypes floats.
+    return "nothing" if values.dtype.kind in "OSU" else "float"
+
+
+def _float_difference(values: Array, expected: Array) -> Comparison:
+    if values.shape != expected.shape:
+        return _INFINITE
+    values, expected = values.astype(np.float64), expected.astype(np.float64)
+    # The infinities of a mask are the same in both, and no numbers.
+    same = values == expected
+    difference = np.subtract(values, expected, out=np.zeros(values.shape), where=~same)
+    if not np.isfinite(difference).all():
+        return _INFINITE
+    finite = expected[np.isfinite(expected)]
+    size = (float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0) or 1.0
+    rms = float(np.sqrt(np.mean(difference**2))) / size
+    return Comparison(rms, float(np.abs(difference).max()) / size)
+
+
+def _share_of_different(values: Array, expected: Array) -> Comparison:
+    if values.shape != expected.shape:
+        return _INFINITE
+    different = values != expected
+    return Comparison(float(different.mean()), float(different.any()))
 
 
 def verify_levels(
@@ -128,21 +168,27 @@ def verify_levels(
     Args:
         model: The graph.
         batches: Feeds.
-        searched: The searched network's outputs for each of them, if known.
+        searched: The searched network's judged values for each of them, if known.
 
     Raises:
+        UnknownOperatorError: The graph needs a library of custom operators.
         VerificationError: The graph is not valid ONNX, does not run unoptimised, or is not
             what was searched.
     """
-    proto = ir.to_proto(model)
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(
+            ir.to_proto(model) if is_plain(model) else skeleton(model), full_check=True
+        )
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = " ".join(str(error).split())
         raise VerificationError(f"the emitted graph is not valid ONNX: {reason}") from error
-    data = proto.SerializeToString()
+    names = compared_names(model) if searched is None else list(searched[0])
+    if not names:
+        raise VerificationError("no output of the graph is a tensor of numbers")
     try:
-        plain = _run(data, OptimizationLevel.NONE, batches)
+        plain = _run(model, names, OptimizationLevel.NONE, batches)
+    except UnknownOperatorError:
+        raise
     except FliqsError as error:
         raise VerificationError(f"the emitted graph does not run: {error}") from error
     difference = None
@@ -156,28 +202,34 @@ def verify_levels(
                 " of the output (root mean square)"
             )
     levels = tuple(
-        _check_level(data, level, batches, plain)
+        _check_level(model, level, batches, plain)
         for level in (OptimizationLevel.BASIC, OptimizationLevel.DEFAULT)
     )
     return Verification(difference, levels)
 
 
 def _run(
-    data: bytes, level: OptimizationLevel, batches: Sequence[Mapping[str, Array]]
+    model: ir.Model,
+    names: Sequence[str],
+    level: OptimizationLevel,
+    batches: Sequence[Mapping[str, Array]],
 ) -> list[dict[str, Array]]:
-    session = make_session(data, level=level)
-    names = [value.name for value in session.get_outputs()]
+    """Some values of a graph, inner ones among them; the graph as it is has to run as well."""
+    watched = exposed(model, names)
+    if watched is not model:
+        run_session(make_session(model, level=level), [], batches[0])
+    session = make_session(watched, level=level)
     return [dict(zip(names, run_session(session, names, f), strict=True)) for f in batches]
 
 
 def _check_level(
-    data: bytes,
+    model: ir.Model,
     level: OptimizationLevel,
     batches: Sequence[Mapping[str, Array]],
     plain: Sequence[Outputs],
 ) -> LevelCheck:
     try:
-        rows = _run(data, level, batches)
+        rows = _run(model, list(plain[0]), level, batches)
     except FliqsError as error:
         return LevelCheck(level, str(error), None)
     return LevelCheck(
@@ -185,6 +237,6 @@ def _check_level(
     )
 
 
-def _worst(comparisons: Any) -> Comparison:
+def _worst(comparisons: Iterable[Comparison]) -> Comparison:
     items = list(comparisons)
     return Comparison(max(c.rms for c in items), max(c.largest for c in items))

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.errors import ModelError
-from onnx_fliqs.passes._graph import constant_of, label
+from onnx_fliqs.passes._graph import constant_of, is_standard, label
 
-__all__ = ["ChannelAffine", "affine_of"]
+__all__ = ["ChannelAffine", "affine_of", "is_batch_normalization"]
 
 
 class ChannelAffine(NamedTuple):
@@ -17,6 +17,18 @@ class ChannelAffine(NamedTuple):
 
     factor: npt.NDArray[np.float64]
     offset: npt.NDArray[np.float64]
+
+    def spread(self, rank: int) -> "ChannelAffine":
+        """In the shape that broadcasts against a tensor of the rank: [1,C,1,...]."""
+        shape = (1, -1, *(1,) * (rank - 2))
+        return ChannelAffine(self.factor.reshape(shape), self.offset.reshape(shape))
+
+
+def is_batch_normalization(node: ir.Node) -> bool:
+    """Whether a node normalizes with constant statistics, as in inference."""
+    return is_standard(node, "BatchNormalization") and not node.attributes.get_int(
+        "training_mode", 0
+    )
 
 
 def affine_of(node: ir.Node) -> ChannelAffine | None:

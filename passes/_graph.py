@@ -1,16 +1,23 @@
-"""Small questions that several passes ask of a graph."""
+"""Small questions that several passes ask of a graph, and how they replace a node."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_fliqs.passes._ops import Ops
+
 __all__ = [
     "add_initializer",
     "all_nodes",
+    "changed_constant",
     "constant_of",
+    "formula_for",
+    "is_standard",
     "label",
+    "only_reader",
+    "replace_node",
     "require_opset",
     "used_names",
     "weight_bytes",
@@ -36,6 +43,19 @@ def constant_of(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+def is_standard(node: ir.Node, *op_types: str) -> bool:
+    """Whether a node is one of these operators of ONNX itself."""
+    return node.domain == "" and node.op_type in op_types
+
+
+def only_reader(value: ir.Value) -> tuple[ir.Node, int] | None:
+    """The node that reads a value, and at which input, if nothing else sees the value."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    return uses[0].node, uses[0].idx
 
 
 def require_opset(model: ir.Model, opset: int) -> None:
@@ -68,6 +88,69 @@ def add_initializer(
     value = ir.val(name, const_value=ir.tensor(array, name=name))
     graph.register_initializer(value)
     return value
+
+
+def changed_constant(
+    reader: ir.Node,
+    value: ir.Value,
+    array: npt.NDArray[np.generic],
+    suffix: str,
+    taken: set[str],
+) -> ir.Value:
+    """A constant with other content, for one of its readers.
+
+    It stays the same initializer, by which users know a weight, unless something else reads
+    that too: then it is ``<old name>_<suffix>``.
+    """
+    graph = reader.graph
+    assert isinstance(graph, ir.Graph)
+    old = constant_of(value)
+    if old is not None and np.array_equal(array, old):
+        return value
+    if only_reader(value) is not None and value.is_initializer() and value.graph is graph:
+        value.const_value = ir.tensor(array, name=value.name)
+        value.shape = ir.Shape(array.shape)
+        return value
+    return add_initializer(graph, f"{value.name}_{suffix}", array, taken)
+
+
+def formula_for(node: ir.Node) -> Ops:
+    """An empty formula to replace a node, in the type that the node computes in."""
+    values = (*node.inputs, *node.outputs)
+    dtypes = (value.dtype for value in values if value is not None and value.dtype)
+    dtype = next((dtype for dtype in dtypes if dtype.is_floating_point()), None)
+    return Ops(dtype, f"{node.outputs[0].name or node.op_type}/")
+
+
+def replace_node(
+    node: ir.Node,
+    formula: Ops,
+    results: Sequence[ir.Value | None],
+    heir: ir.Value | None = None,
+) -> None:
+    """Put a formula in the place of a node.
+
+    Args:
+        node: It is removed.
+        formula: Its nodes.
+        results: What the node's outputs are called and read as from now on; None for one that
+            nothing reads.
+        heir: A value of the formula; the node that computes it gets the old node's name, by
+            which users know a layer.
+    """
+    graph = node.graph
+    assert graph is not None
+    own = {value for each in formula.nodes for value in each.outputs}
+    old, new = [], []
+    for value, result in zip(node.outputs, results, strict=False):
+        if result is not None and (value.uses() or value.is_graph_output()):
+            old.append(value)
+            new.append(result if result in own else formula.Identity(result))
+    maker = heir.producer() if heir is not None else None
+    if maker is not None:
+        maker.name = node.name
+    graph.insert_before(node, formula.nodes)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [], old, new)
 
 
 def weight_bytes(model: ir.Model) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_fliqs.objective import LossKind, LossTerm
+from onnx_fliqs.objective import LossKind, LossTerm, before_cast
 
 __all__ = ["LABELS", "LOSS", "AddLossPass", "teacher_input"]
 
@@ -97,10 +97,22 @@ class _Appender:
         self._graph.append(node)
         return node.outputs[0]
 
+    def in_float32(self, value: ir.Value) -> ir.Value:
+        """The value itself, or a Cast of it."""
+        if value.dtype in (None, ir.DataType.FLOAT):
+            return value
+        return self("Cast", [value], to=int(ir.DataType.FLOAT))
+
     def constant(self, name: str, array: npt.ArrayLike) -> ir.Value:
         value = ir.val(f"{self._prefix}.{name}", const_value=ir.tensor(array))
         self._graph.register_initializer(value)
         return value
+
+
+def _teacher(add: _Appender, graph: ir.Graph, output: ir.Value) -> ir.Value:
+    """The float model's value of an output, fed as the float model gives it."""
+    name, dtype = teacher_input(str(output.name)), output.dtype or ir.DataType.FLOAT
+    return add.in_float32(_input(graph, name, dtype, output.shape))
 
 
 def _input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: ir.Shape | None) -> ir.Value:
@@ -119,23 +131,28 @@ def _cross_entropy(
     names = ["onnx_fliqs.batch", *(f"onnx_fliqs.d{i}" for i in range(2, rank))]
     labels = _input(graph, LABELS, ir.DataType.INT64, ir.Shape(names))
     # The second output, log_prob, is what ONNX Runtime's gradient reads.
-    return add("SoftmaxCrossEntropyLoss", [scores, labels], outputs=2, reduction="mean")
+    return add(
+        "SoftmaxCrossEntropyLoss",
+        [add.in_float32(scores), labels],
+        outputs=2,
+        reduction="mean",
+    )
 
 
 def _divergence(
     add: _Appender, graph: ir.Graph, values: dict[str, ir.Value], term: LossTerm
 ) -> ir.Value:
     """KL(teacher || student), averaged over everything but the class axis 1."""
-    output = values[term.output]
-    teacher = _input(graph, teacher_input(term.output), ir.DataType.FLOAT, output.shape)
+    output, scores = values[term.output], values[term.scores]
+    teacher = _teacher(add, graph, output)
     axis = add.constant("axis", np.array([1], np.int64))
-    if term.scores == term.output:
+    if scores is before_cast(output):
         log_p = add("LogSoftmax", [teacher], axis=1)
         p = add("Softmax", [teacher], axis=1)
     else:  # the output is a Softmax of the scores: the teacher gives probabilities
         p = add("Max", [teacher, add.constant("tiny", np.float32(1e-12))])
         log_p = add("Log", [p])
-    log_q = add("LogSoftmax", [values[term.scores]], axis=1)
+    log_q = add("LogSoftmax", [add.in_float32(scores)], axis=1)
     terms = add("Mul", [p, add("Sub", [log_p, log_q])])
     return add("ReduceMean", [add("ReduceSum", [terms, axis], keepdims=0)], keepdims=0)
 
@@ -145,8 +162,8 @@ def _squared_error(
 ) -> ir.Value:
     """Mean squared difference in units of the teacher's variance."""
     output = values[term.output]
-    teacher = _input(graph, teacher_input(term.output), ir.DataType.FLOAT, output.shape)
-    difference = add("Sub", [output, teacher])
+    teacher = _teacher(add, graph, output)
+    difference = add("Sub", [add.in_float32(before_cast(output)), teacher])
     mean = add("ReduceMean", [add("Mul", [difference, difference])], keepdims=0)
     return add(
         "Div",

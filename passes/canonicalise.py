@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import math
+import sys
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
@@ -10,20 +12,35 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
+from onnx_fliqs.dialects import CONTRIB
 from onnx_fliqs.errors import UnsupportedError
+from onnx_fliqs.passes.compute_in_float32 import ComputeInFloat32Pass
 from onnx_fliqs.passes.convert_opset import ConvertOpsetPass
+from onnx_fliqs.passes.expand_vector_matmul import ExpandVectorMatmulPass
 from onnx_fliqs.passes.fold_batch_normalization import FoldBatchNormalizationPass
+from onnx_fliqs.passes.fold_known_sizes import FoldKnownSizesPass
+from onnx_fliqs.passes.fold_leading_batch_normalization import (
+    FoldLeadingBatchNormalizationPass,
+)
+from onnx_fliqs.passes.fold_splits import FoldSplitsPass
+from onnx_fliqs.passes.hoist_initializers import HoistInitializersPass
+from onnx_fliqs.passes.inline_operator_definitions import InlineOperatorDefinitionsPass
 from onnx_fliqs.passes.lower_batch_normalization import LowerBatchNormalizationPass
+from onnx_fliqs.passes.lower_contrib_operators import LowerContribOperatorsPass
+from onnx_fliqs.passes.lower_einsum import LowerEinsumPass
 from onnx_fliqs.passes.name_everything import NameEverythingPass
 from onnx_fliqs.passes.refuse_unsupported import (
     refuse_bad_numbers,
     refuse_quantized,
     refuse_training_mode,
+    refuse_unfeedable,
 )
 from onnx_fliqs.passes.remove_dropout import RemoveDropoutPass
 from onnx_fliqs.passes.remove_identities import RemoveIdentitiesPass
+from onnx_fliqs.passes.remove_quantization import RemoveQuantizationPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 from onnx_fliqs.passes.resolve_auto_padding import ResolveAutoPaddingPass
+from onnx_fliqs.passes.simplify_gemm import SimplifyGemmPass
 
 __all__ = ["IR_VERSION", "OPSET", "canonicalise"]
 
@@ -32,8 +49,10 @@ OPSET: Final = 21
 IR_VERSION: Final = 10
 """The IR version: the newest that ONNX Runtime 1.19.2 loads."""
 
-# A constant of 128 MB in float32; larger ones stay computed, so that files stay small.
+# A constant of 128 MB in float32; what is larger, and larger than what it is computed from,
+# stays computed, so that files stay small.
 _FOLD_LIMIT: Final = 1 << 25
+_ROUNDS: Final = 8
 _KEPT: Final = frozenset(("Identity", "Constant", "Dropout"))
 _NOISY: Final = ("onnxscript", "onnx_ir")
 
@@ -44,14 +63,20 @@ _Declared: TypeAlias = tuple[ir.TypeProtocol | None, ir.Shape | None]
 logger = logging.getLogger(__name__)
 
 
-def canonicalise(model: ir.Model) -> ir.Model:
+def canonicalise(model: ir.Model, *, remove_quantization: bool = False) -> ir.Model:
     """Bring a model into the form that the other passes expect, in place.
 
     Afterwards the opset is OPSET and the IR version IR_VERSION; there are no functions,
-    BatchNormalization, inference-mode Dropout, or Identity but for graph outputs; constants
-    are initializers and no initializer is a graph input; what can be computed beforehand is;
-    every node and value has a unique name; shapes are inferred as far as they can be.
-    The graph's own inputs and outputs stay as they are.
+    BatchNormalization, inference-mode Dropout, or Identity but for graph outputs. Products
+    are MatMul, of matrices, or Gemm without alpha, beta and transA; no Einsum and no fused
+    operator of ONNX Runtime hides one that can be written so. Constants are initializers and
+    no initializer is a graph input; what can be computed beforehand is; every node and value
+    has a unique name; shapes are inferred as far as they can be. The graph's own inputs and
+    outputs stay as they are.
+
+    Args:
+        model: Any model.
+        remove_quantization: Turn a quantized model back into a float model, not refuse it.
 
     Returns:
         The same model.
@@ -63,16 +88,28 @@ def canonicalise(model: ir.Model) -> ir.Model:
     """
     with _quiet():
         _flatten(model)
-        refuse_quantized(model)
+        if not remove_quantization:
+            refuse_quantized(model)
         refuse_training_mode(model)
+        refuse_unfeedable(model)
         declared = _signature(model)
-        _run(model, _SHAPES)
-        _run(model, ConvertOpsetPass(target=OPSET))
+        _run(model, _SHAPES, ComputeInFloat32Pass())
+        if remove_quantization:
+            _run(model, RemoveQuantizationPass(), _SHAPES)
+            refuse_quantized(model, removed=True)
+        _run(
+            model, InlineOperatorDefinitionsPass(target=OPSET), ConvertOpsetPass(target=OPSET)
+        )
         model.ir_version = IR_VERSION
-        _simplify(model)
+        _spell_out(model)
         refuse_bad_numbers(model)
-        _run(model, _SHAPES, FoldBatchNormalizationPass(), LowerBatchNormalizationPass())
-        _run(model, ResolveAutoPaddingPass())
+        _run(
+            model,
+            ResolveAutoPaddingPass(),
+            FoldBatchNormalizationPass(),
+            FoldLeadingBatchNormalizationPass(),
+            LowerBatchNormalizationPass(),
+        )
         refuse_bad_numbers(model)
         _clean_up(model, declared)
     return model
@@ -109,16 +146,37 @@ def _lift_constants(model: ir.Model) -> bool:
         ) from error
 
 
+def _spell_out(model: ir.Model) -> None:
+    """Write fused and general operators as plain ones, and compute what is constant."""
+    while any(node.domain == CONTRIB for node in model.graph.all_nodes()):
+        # Shape inference does not see through these: one may have to wait for another.
+        _run(model, _SHAPES)
+        if not _run(model, LowerContribOperatorsPass()):
+            break
+    for _ in range(_ROUNDS):
+        _simplify(model)
+        if not _run(model, LowerEinsumPass(), ExpandVectorMatmulPass(), SimplifyGemmPass()):
+            return
+    logger.debug("operators still change after %d rounds", _ROUNDS)
+
+
 def _simplify(model: ir.Model) -> None:
     """Compute what is constant, until nothing more is."""
-    for _ in range(8):
+    for _ in range(_ROUNDS):
         changed = _lift_constants(model)
-        changed |= _run(model, RemoveDropoutPass(), RemoveIdentitiesPass())
+        _run(model, _SHAPES)
+        changed |= _run(
+            model,
+            RemoveDropoutPass(),
+            RemoveIdentitiesPass(),
+            FoldKnownSizesPass(),
+            FoldSplitsPass(),
+        )
         changed |= _fold(model)
-        _run(model, RemoveUnusedPass(), _SHAPES)
+        _run(model, RemoveUnusedPass())
         if not changed:
             return
-    logger.debug("constants still fold after 8 rounds")
+    logger.debug("constants still fold after %d rounds", _ROUNDS)
 
 
 def _fold(model: ir.Model) -> bool:
@@ -129,14 +187,15 @@ def _fold(model: ir.Model) -> bool:
 
         def should_fold(node: ir.Node, current: list[ir.Node] = current) -> bool:
             current[:] = [node]
-            return node.op_type not in _KEPT and node not in left_out
+            kept = node.op_type in _KEPT or node in left_out
+            return not kept and _is_worth_storing(node)
 
         try:
             with np.errstate(all="ignore"):  # log(0) in a mask is meant
                 folded = optimizer.fold_constants_ir(
                     model,
                     onnx_shape_inference=True,
-                    output_size_limit=_FOLD_LIMIT,
+                    output_size_limit=sys.maxsize,
                     should_fold=should_fold,
                 )
         except Exception as error:
@@ -147,6 +206,19 @@ def _fold(model: ir.Model) -> bool:
             continue
         _forget_provenance(model)
         return folded.modified
+
+
+def _is_worth_storing(node: ir.Node) -> bool:
+    """Whether the result of a constant computation is small, or no larger than its operands.
+
+    A weight that is transposed, cast or cut is stored as it is used, whatever its size.
+    """
+    known = [value.shape for value in node.outputs if value.shape is not None]
+    if not all(shape.is_static() for shape in known):
+        return True
+    result = sum(math.prod(shape.numpy()) for shape in known)
+    operands = (value.const_value for value in node.inputs if value is not None)
+    return result <= max(_FOLD_LIMIT, sum(x.size for x in operands if x is not None))
 
 
 def _forget_provenance(model: ir.Model) -> None:
@@ -160,7 +232,7 @@ def _forget_provenance(model: ir.Model) -> None:
 
 
 def _clean_up(model: ir.Model, declared: list[_Declared]) -> None:
-    _run(model, RemoveUnusedPass(), common.RemoveUnusedOpsetsPass())
+    _run(model, HoistInitializersPass(), RemoveUnusedPass(), common.RemoveUnusedOpsetsPass())
     model.opset_imports[""] = OPSET
     _run(model, NameEverythingPass(), _SHAPES)
     for value, (type_, shape) in zip(

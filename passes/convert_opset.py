@@ -3,7 +3,6 @@
 import re
 from typing import Final
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import version_converter
@@ -11,19 +10,18 @@ from onnx import version_converter
 from onnx_fliqs.errors import UnsupportedError
 from onnx_fliqs.passes._graph import (
     all_nodes,
-    constant_of,
+    is_standard,
     label,
     used_names,
     weight_bytes,
 )
+from onnx_fliqs.passes._opset_changes import after_conversion, before_conversion
+from onnx_fliqs.passes._opsets import extra_attributes, misfit, schema_of
 
 __all__ = ["ConvertOpsetPass"]
 
 _BIG: Final = 1024
 _CONVERTER_NAME: Final = re.compile(r"_v_\d+")
-_GROUP_NORM_PER_CHANNEL: Final = 21
-_HARDMAX_ALONG_ONE_AXIS: Final = 13
-_RESIZE_WITH_MODES: Final = 11
 
 
 class ConvertOpsetPass(ir.passes.InPlacePass):
@@ -34,7 +32,8 @@ class ConvertOpsetPass(ir.passes.InPlacePass):
 
     Requires: no model-local functions; no initializer is a graph input.
     Ensures: the opset of the standard operators is ``target``; nodes of other domains stay.
-    Idempotent: a model of that opset is left alone.
+    Idempotent: a model of that opset is left alone, but for attributes that ONNX's checker
+        needs.
     """
 
     def __init__(self, *, target: int) -> None:
@@ -60,28 +59,47 @@ class ConvertOpsetPass(ir.passes.InPlacePass):
         alias = model.opset_imports.pop("ai.onnx", None)
         opset = model.opset_imports.get("", alias)
         if opset == self.target and alias is None:
-            return ir.passes.PassResult(model, modified=False)
+            return ir.passes.PassResult(model, modified=_spell_out_axes(model))
         if opset is None or not any(node.domain == "" for node in model.graph.all_nodes()):
             opset = self.target
         model.opset_imports[""] = opset
         if opset > self.target:
             _relabel(model, opset, self.target)
         elif opset < self.target:
-            _refuse_changed_meaning(model, opset)
+            before_conversion(model, opset)
             _convert_upwards(model, opset, self.target)
-            _spell_out_resize(model, opset)
+            after_conversion(model, opset)
+        _spell_out_axes(model)
         return ir.passes.PassResult(model, modified=True)
+
+
+def _spell_out_axes(model: ir.Model) -> bool:
+    """Write down the default axes of MeanVarianceNormalization.
+
+    ONNX's checker fails where they are missing: it does not know defaults in definitions.
+    """
+    found = [
+        node
+        for node in model.graph.all_nodes()
+        if is_standard(node, "MeanVarianceNormalization") and "axes" not in node.attributes
+    ]
+    for node in found:
+        node.attributes["axes"] = ir.AttrInt64s("axes", [0, 2, 3])
+    return bool(found)
 
 
 def _relabel(model: ir.Model, opset: int, target: int) -> None:
     """Keep every node: newer versions of most operators only admit more types."""
     for node in all_nodes(model):
-        if node.domain == "" and (problem := _misfit(node, opset, target)):
+        if problem := misfit(node, opset, target):
             raise UnsupportedError(
                 f"the model uses opset {opset} and {label(node)} {problem} in opset {target};"
                 f" export it with opset {target} or lower"
             )
         node.version = None
+        if (schema := schema_of(node, target)) is not None:
+            for name in extra_attributes(node, schema):  # at their defaults
+                del node.attributes[name]
     model.opset_imports[""] = target
     proto = ir.to_proto(model) if weight_bytes(model) < 1 << 30 else None
     try:
@@ -92,67 +110,6 @@ def _relabel(model: ir.Model, opset: int, target: int) -> None:
             f"the model uses opset {opset} and is not valid in opset {target}:"
             f" {' '.join(str(error).split())[:300]}"
         ) from error
-
-
-def _misfit(node: ir.Node, opset: int, target: int) -> str | None:
-    """What keeps a node of a newer opset from being one of the older opset."""
-    try:
-        known = min(opset, onnx.defs.onnx_opset_version())
-        new = onnx.defs.get_schema(node.op_type, known, "")
-        old = onnx.defs.get_schema(node.op_type, target, "")
-    except onnx.defs.SchemaError:
-        return "does not exist"
-    if new.since_version == old.since_version:
-        return None
-    for name in node.attributes:
-        if name not in old.attributes:
-            return f"has no attribute {name!r}"
-    if len(node.inputs) > old.max_input or len(node.outputs) > old.max_output:
-        return "has fewer inputs or outputs"
-    return None
-
-
-def _refuse_changed_meaning(model: ir.Model, opset: int) -> None:
-    """Stop at operators whose meaning has changed and that ONNX 1.23 hands on unchanged."""
-    for node in model.graph.all_nodes():
-        if node.domain != "":
-            continue
-        if node.op_type == "GroupNormalization" and opset < _GROUP_NORM_PER_CHANNEL:
-            # Its scale was one number per group.
-            raise UnsupportedError(
-                f"{label(node)} is of opset {opset}; export the model with opset 21, which"
-                " defines it anew, or with 17, which has none"
-            )
-        if node.op_type == "Hardmax" and opset < _HARDMAX_ALONG_ONE_AXIS:
-            # It took all axes from ``axis`` on as one.
-            shape = node.inputs[0].shape if node.inputs[0] is not None else None
-            axis = node.attributes.get_int("axis", 1)
-            if shape is None or axis % len(shape) != len(shape) - 1:
-                raise UnsupportedError(
-                    f"{label(node)} of opset {opset} runs over several axes; export the model"
-                    " with opset 13 or newer"
-                )
-            node.attributes["axis"] = ir.AttrInt64("axis", -1)
-
-
-def _spell_out_resize(model: ir.Model, opset: int) -> None:
-    """Give Resize the coordinates that it had before opset 11 and Upsample always had.
-
-    ONNX 1.23's converter leaves them at their new defaults, which changes the result. Opset
-    10 does not say how to round; ONNX Runtime rounds down to enlarge and up to shrink.
-    """
-    if opset >= _RESIZE_WITH_MODES:
-        return
-    for node in model.graph.all_nodes():
-        if node.domain != "" or node.op_type != "Resize":
-            continue
-        scales = constant_of(node.inputs[2]) if len(node.inputs) > 2 else None
-        shrinks = scales is not None and bool((scales.astype(np.float64) < 1).any())
-        for name, text in (
-            ("coordinate_transformation_mode", "asymmetric"),
-            ("nearest_mode", "ceil" if shrinks else "floor"),
-        ):
-            node.attributes.setdefault(name, ir.AttrString(name, text))
 
 
 def _convert_upwards(model: ir.Model, opset: int, target: int) -> None:
@@ -204,15 +161,16 @@ def _free_converter_names(model: ir.Model) -> None:
 def _name_new_constants(model: ir.Model) -> None:
     """Name the converter's numbered values after what reads them: ``y_axes``."""
     taken = used_names(model)
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            if not (value.name and _CONVERTER_NAME.fullmatch(value.name) and value.uses()):
-                continue
-            user, index = next(iter(value.uses()))
-            name = f"{user.outputs[0].name}_{_formal_input(user, index)}"
-            if name not in taken:
-                value.name = name
-                taken.add(name)
+    values = [value for node in model.graph.all_nodes() for value in node.outputs]
+    values += [v for graph in model.graphs() for v in graph.initializers.values()]
+    for value in values:
+        if not (value.name and _CONVERTER_NAME.fullmatch(value.name) and value.uses()):
+            continue
+        user, index = next(iter(value.uses()))
+        name = f"{user.outputs[0].name}_{_formal_input(user, index)}"
+        if name not in taken:
+            value.name = name
+            taken.add(name)
 
 
 def _formal_input(node: ir.Node, index: int) -> str:

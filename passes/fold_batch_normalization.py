@@ -1,37 +1,45 @@
 """Fold batch normalization into the layer before it."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_fliqs.passes._batch_normalization import ChannelAffine, affine_of
-from onnx_fliqs.passes._graph import (
-    add_initializer,
-    constant_of,
-    require_opset,
-    used_names,
+from onnx_fliqs.passes._batch_normalization import affine_of, is_batch_normalization
+from onnx_fliqs.passes._graph import constant_of, only_reader, require_opset, used_names
+from onnx_fliqs.passes._linear import (
+    LinearLayer,
+    constant_addend,
+    linear_layer,
+    set_addend,
 )
+from onnx_fliqs.passes._rearranging import backwards, channels, rearranges
 
 __all__ = ["FoldBatchNormalizationPass"]
+
+_Array: TypeAlias = npt.NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
 
 class FoldBatchNormalizationPass(ir.passes.InPlacePass):
-    """Fold BatchNormalization into the Conv, ConvTranspose or Gemm that feeds it.
+    """Fold BatchNormalization into the Conv, ConvTranspose, Gemm or MatMul before it.
 
-    Before:  c = Conv(x, w, b);  y = BatchNormalization(c, scale, bias, mean, var)
-    After:   y = Conv(x, w', b')
+    Before:  c = Conv (x, w, b);  y = BatchNormalization (c, scale, bias, mean, var)
+    After:   y = Conv (x, w', b')
 
-    w' and b' keep the names of w and b, or, where another node reads those too, become
-    ``<w>_<y>`` and ``<b>_<y>``. A missing bias becomes ``<w'>_bias``.
+    w' and b' keep the names of w and b or, where another node reads those too, become
+    ``<w>_<y>`` and ``<b>_<y>``. A missing bias becomes ``<w'>_bias``; MatMul gets an Add for
+    it. Between the two there may be nodes that only rearrange, and additions of constants.
 
     Requires: opset >= 14; constant weights are initializers.
     Ensures: no BatchNormalization in inference mode is the only reader of a layer with
-        constant weights; results change by float32 rounding only; the graph's signature is
-        unchanged.
+        constant weights, unless it normalizes another axis; results change by float32
+        rounding only; the graph's signature is unchanged.
     Idempotent: without such a BatchNormalization nothing changes.
     """
 
@@ -42,100 +50,104 @@ class FoldBatchNormalizationPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Fold each normalization, in the main graph and in subgraphs."""
         taken = used_names(model)
-        count = sum([_fold(node, taken) for node in list(model.graph.all_nodes())])
+        found = [node for node in model.graph.all_nodes() if is_batch_normalization(node)]
+        count = sum([_fold(node, taken) for node in found])
         logger.info("folded %d batch normalizations", count)
         return ir.passes.PassResult(model, modified=count > 0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The layer before a normalization, and what the normalization does to its output."""
+
+    layer: LinearLayer
+    factor: _Array
+    offset: _Array
+    addends: Sequence[tuple[ir.Node, int, _Array]]
+    """Additions on the way, with the constants that they have to add from now on."""
+
+
 def _fold(node: ir.Node, taken: set[str]) -> bool:
-    layer = _layer_before(node)
-    if layer is None or (affine := affine_of(node)) is None:
+    found = _layer_before(node)
+    if found is None:
         return False
-    weight = constant_of(layer.inputs[1])
-    old_bias = layer.inputs[2] if len(layer.inputs) > 2 else None
-    bias = np.zeros(1) if old_bias is None else constant_of(old_bias)
-    if weight is None or bias is None:
+    layer = found.layer
+    factor = channels(found.factor, layer.channel_axis)
+    offset = channels(found.offset, layer.channel_axis)
+    weight = None if factor is None else layer.times_outputs(factor)
+    if weight is None or factor is None or offset is None:
         return False
-    # In float64, rounded once, to the type that the layer already has.
-    new_weight = _scaled_weight(layer, weight, affine).astype(weight.dtype)
-    beta = layer.attributes.get_float("beta", 1.0) if layer.op_type == "Gemm" else 1.0
-    new_bias = (beta * bias.astype(np.float64) * affine.factor + affine.offset).astype(
-        weight.dtype
-    )
-    output = node.outputs[0]
-    if layer.op_type == "Gemm":
-        layer.attributes.pop("beta", None)
-    weight_value = _replace_input(layer, 1, new_weight, f"_{output.name}", taken)
-    if old_bias is None:
-        assert layer.graph is not None
-        layer.resize_inputs(3)
-        name = f"{weight_value.name}_bias"
-        layer.replace_input_with(2, add_initializer(layer.graph, name, new_bias, taken))
-    else:
-        _replace_input(layer, 2, new_bias, f"_{output.name}", taken)
-    _take_over_output(layer, node)
-    logger.debug("folded %s into %s", node.name, layer.name)
+    suffix, name = str(node.outputs[0].name), layer.node.name
+    for add, index, array in found.addends:
+        set_addend(add, index, array, suffix, taken)
+    layer.write(weight, suffix, taken, factor=factor, shift=layer.as_bias(offset))
+    _take_over_output(node)
+    logger.debug("folded %s into %s", node.name, name)
     return True
 
 
-def _layer_before(node: ir.Node) -> ir.Node | None:
-    """The layer that only this normalization reads, if it is one that can absorb it."""
-    if node.domain != "" or node.op_type != "BatchNormalization":
+def _layer_before(node: ir.Node) -> _Found | None:
+    """The layer that only this normalization reads, through nodes that it commutes with."""
+    affine, value = affine_of(node), node.inputs[0]
+    rank = None if value is None else _rank(value)
+    if affine is None or rank is None:
         return None
-    source = node.inputs[0]
-    if len(node.outputs) != 1 or source is None:
-        return None
-    if node.attributes.get_int("training_mode", 0) != 0:
-        return None
-    layer = source.producer()
-    if layer is None or layer.domain != "" or layer.graph is not node.graph:
-        return None
-    if len(source.uses()) != 1 or source.is_graph_output():
-        return None
-    return layer if layer.op_type in ("Conv", "ConvTranspose", "Gemm") else None
+    factor, offset = affine.spread(rank)
+    addends: list[tuple[ir.Node, int, _Array]] = []
+    while value is not None and only_reader(value) is not None:
+        producer = value.producer()
+        if producer is None or producer.graph is not node.graph:
+            return None
+        layer = linear_layer(producer)
+        if layer is not None:
+            return _Found(layer, factor, offset, addends)
+        index = constant_addend(producer)
+        if index is not None:
+            addend = constant_of(producer.inputs[index])
+            value = producer.inputs[1 - index]
+            rank = None if value is None else _rank(value)
+            if (
+                addend is None
+                or rank is None
+                or any(size > 1 for size in factor.shape[:-rank])
+            ):
+                return None
+            total = _trimmed(addend.astype(np.float64) * factor + offset, addend.ndim)
+            addends.append((producer, index, total))
+            factor = factor.reshape(factor.shape[-rank:])
+            offset = np.zeros_like(factor)
+        elif rearranges(producer):
+            moved = [backwards(producer, array) for array in (factor, offset)]
+            if moved[0] is None or moved[1] is None:
+                return None
+            factor, offset = moved[0], moved[1]
+            value = producer.inputs[0]
+        else:
+            return None
+    return None
 
 
-def _scaled_weight(
-    layer: ir.Node, weight: npt.NDArray[np.generic], affine: ChannelAffine
-) -> npt.NDArray[np.float64]:
-    """Multiply what makes each output channel by its factor."""
-    exact = weight.astype(np.float64)
-    if layer.op_type == "Gemm":
-        transposed = layer.attributes.get_int("transB", 0) != 0
-        return exact * (affine.factor[:, None] if transposed else affine.factor)
-    tail = (1,) * (weight.ndim - 2)
-    if layer.op_type == "Conv":
-        return exact * affine.factor.reshape(-1, 1, *tail)
-    # ConvTranspose: [inputs, outputs / group, ...], the inputs group by group.
-    group = layer.attributes.get_int("group", 1)
-    grouped = exact.reshape(group, weight.shape[0] // group, *weight.shape[1:])
-    return (grouped * affine.factor.reshape(group, 1, -1, *tail)).reshape(weight.shape)
+def _rank(value: ir.Value) -> int | None:
+    if value.shape is not None:
+        return len(value.shape)
+    layer = linear_layer(value.producer())
+    return None if layer is None else layer.rank
 
 
-def _replace_input(
-    layer: ir.Node, index: int, array: npt.NDArray[np.generic], suffix: str, taken: set[str]
-) -> ir.Value:
-    """Give the layer its own constant, under the old name if nobody else reads that."""
-    old = layer.inputs[index]
+def _trimmed(array: _Array, rank: int) -> _Array:
+    """Without leading axes of size 1 that broadcasting brought."""
+    while array.ndim > rank and array.shape[0] == 1:
+        array = array[0]
+    return array
+
+
+def _take_over_output(node: ir.Node) -> None:
+    """Let what the normalization reads be what it computed, under the same name."""
+    old, result = node.inputs[0], node.outputs[0]
     assert old is not None
-    assert old.name is not None
-    assert layer.graph is not None
-    own = len(old.uses()) == 1 and not old.is_graph_output() and old.graph is layer.graph
-    if own and old.is_initializer():
-        old.const_value = ir.tensor(array, name=old.name)
-        old.shape = ir.Shape(array.shape)
-        return old
-    new = add_initializer(layer.graph, old.name + suffix, array, taken)
-    layer.replace_input_with(index, new)
-    return new
-
-
-def _take_over_output(layer: ir.Node, node: ir.Node) -> None:
-    """Let the layer compute what the normalization computed, under the same name."""
-    old, result = layer.outputs[0], node.outputs[0]
+    assert node.graph is not None
     name, result.name = result.name, f"{result.name}_folded"
     ir.convenience.replace_all_uses_with(result, old, replace_graph_outputs=True)
-    assert node.graph is not None
     node.graph.remove(node, safe=True)
     old.name = name
     old.shape = result.shape if result.shape is not None else old.shape

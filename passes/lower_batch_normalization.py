@@ -1,6 +1,7 @@
 """Replace batch normalization by a multiplication and an addition."""
 
 import logging
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -9,7 +10,10 @@ from onnx_fliqs.errors import UnsupportedError
 from onnx_fliqs.passes._batch_normalization import affine_of
 from onnx_fliqs.passes._graph import add_initializer, label, require_opset, used_names
 
-__all__ = ["LowerBatchNormalizationPass"]
+__all__ = ["NORMALIZATION_KEY", "LowerBatchNormalizationPass"]
+
+NORMALIZATION_KEY: Final = "onnx_fliqs.normalization"
+"""Metadata key of what a normalization became; its value is the name of the normalization."""
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +82,8 @@ def _lower(node: ir.Node, taken: set[str]) -> None:
     name = node.name or f"BatchNormalization_{result.name}"
     multiply = ir.node("Mul", [source, scale], outputs=[scaled], name=f"{name}_mul")
     add = ir.node("Add", [scaled, shift], name=f"{name}_add")
+    for part in (multiply, add):
+        part.metadata_props[NORMALIZATION_KEY] = name
     graph.insert_before(node, [multiply, add])
     added = add.outputs[0]
     ir.convenience.replace_nodes_and_values(graph, node, [node], [], [result], [added])

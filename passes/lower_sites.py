@@ -72,12 +72,17 @@ class LowerSitesPass(ir.passes.InPlacePass):
         nodes = [node for node in model.graph if SITE_KEY in node.metadata_props]
         if not nodes:
             return ir.passes.PassResult(model, modified=False)
+        taken = self._space.formats_taken(self._chosen)
+        scales = self._space.scales_taken(taken, self._scales)
         made: dict[tuple[Any, ...], ir.Value] = {}
         for node in nodes:
-            self._lower(model.graph, node, sites[node.metadata_props[SITE_KEY]], made)
+            site = sites[node.metadata_props[SITE_KEY]]
+            self._lower(model.graph, node, site, taken[site.name], scales[site.name], made)
         for node in list(model.graph):
             layer = self._space.layer.get(str(node.name))
-            if layer is not None and _endangers_bias(self._chosen[layer.name]):
+            if layer is None or layer.weight_only is not None:
+                continue
+            if _endangers_bias(self._chosen[layer.name]):
                 _protect_bias(model.graph, node)
         common.RemoveUnusedNodesPass()(model)
         for name in (ANY_SITE, INTEGER_SITE):
@@ -91,12 +96,16 @@ class LowerSitesPass(ir.passes.InPlacePass):
             raise ir.passes.PostconditionError("a searchable site was not lowered")
 
     def _lower(
-        self, graph: ir.Graph, node: ir.Node, site: Site, made: dict[tuple[Any, ...], ir.Value]
+        self,
+        graph: ir.Graph,
+        node: ir.Node,
+        site: Site,
+        fmt: Format,
+        scale: npt.NDArray[np.float32],
+        made: dict[tuple[Any, ...], ir.Value],
     ) -> None:
-        fmt = self._space.site_format(site, self._chosen)
         tensor = node.inputs[0]
         assert tensor is not None
-        scale = self._space.site_scale(site, self._chosen, self._scales)
         key = (tensor, fmt.name, scale.tobytes(), site.axis)
         if fmt.name == "float32":
             made[key] = tensor

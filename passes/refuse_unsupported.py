@@ -9,7 +9,12 @@ import onnx_ir as ir
 from onnx_fliqs.errors import ModelError, UnsupportedError
 from onnx_fliqs.passes._graph import all_nodes, constant_of, label
 
-__all__ = ["refuse_bad_numbers", "refuse_quantized", "refuse_training_mode"]
+__all__ = [
+    "refuse_bad_numbers",
+    "refuse_quantized",
+    "refuse_training_mode",
+    "refuse_unfeedable",
+]
 
 _QUANTIZED: Final = re.compile(
     r".*QuantizeLinear|QLinear\w+|QOrdered\w+|DynamicQuantize\w+|ConvInteger\w*"
@@ -22,13 +27,22 @@ _QUANTIZED_DOMAINS: Final = ("qonnx", "onnx.brevitas", "finn")
 _WEIGHTED: Final = frozenset(
     ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "RNN")
 )
+_NOT_IN_NUMPY: Final = frozenset(
+    dtype
+    for dtype in ir.DataType
+    if dtype is ir.DataType.BFLOAT16 or (dtype.is_floating_point() and dtype.bitwidth <= 8)
+)
 _CHECKED_TYPES: Final = frozenset(
     (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 )
 
 
-def refuse_quantized(model: ir.Model) -> None:
+def refuse_quantized(model: ir.Model, *, removed: bool = False) -> None:
     """Raise if any node, in any graph or function, works on quantized numbers.
+
+    Args:
+        model: Any model.
+        removed: Whether what can be removed has been.
 
     Raises:
         UnsupportedError: Such a node exists.
@@ -38,10 +52,31 @@ def refuse_quantized(model: ir.Model) -> None:
         if _QUANTIZED.fullmatch(node.op_type) or (
             foreign and _QUANTIZED_IN_DOMAIN.fullmatch(node.op_type)
         ):
+            if removed:
+                raise UnsupportedError(
+                    f"the quantization of {label(node)} cannot be removed; give the float"
+                    " model that this one was made from"
+                )
             raise UnsupportedError(
                 f"the model is already quantized (first such node: {label(node)}); give the"
-                " float model that it was made from"
+                " float model that it was made from, or pass --remove-quantization"
             )
+
+
+def refuse_unfeedable(model: ir.Model) -> None:
+    """Raise if NumPy, and so ONNX Runtime in Python, lacks the type of an input or output.
+
+    Raises:
+        UnsupportedError: Such an input or output exists.
+    """
+    for kind, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
+        for value in values:
+            if isinstance(value.type, ir.TensorType) and value.type.dtype in _NOT_IN_NUMPY:
+                raise UnsupportedError(
+                    f"{kind} {value.name!r} is {value.type.dtype.name}, which ONNX Runtime"
+                    " does not exchange with Python; export the model with float32 or float16"
+                    " inputs and outputs"
+                )
 
 
 def refuse_training_mode(model: ir.Model) -> None:

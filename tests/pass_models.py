@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from support import HEADER, model
 
+_CONTRIB = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1]>'
 _BN = {"s": (4,), "b": (4,), "m": (4,), "var": (4,)}
 
 
@@ -376,6 +377,500 @@ CASES: dict[str, Case] = {
         opset=22,
         ops=["Conv", "Relu", "GlobalAveragePool"],
     ),
+    "gemm_of_a_transposed_activation": Case(
+        text="""g (float[3,N] x) => (float[N,4] y) {
+            y = Gemm <transA = 1, transB = 1, alpha = 0.5, beta = 2.0> (x, w, b) }""",
+        weights={"w": (4, 3), "b": (1, 4)},
+        ops=["Transpose", "Gemm"],
+    ),
+    "gemm_of_a_transposed_constant": Case(
+        text="""g (float[2,N] x) => (float[5,N] y) {
+            y = Gemm <transA = 1, alpha = 0.5> (w, x) }""",
+        weights={"w": (2, 5)},
+        ops=["Gemm"],
+    ),
+    "gemm_with_a_constant_of_two_axes": Case(
+        text="""g (float[2,3] x) => (float[2,4] y, float[2,4] z, float[2,4] u) {
+            y = Gemm <beta = 0.5> (x, w, c)
+            z = Gemm (x, w, column)
+            u = Gemm <beta = 0.0> (x, w, c) }""",
+        weights={"w": (3, 4), "c": (2, 4), "column": (2, 1)},
+        ops=["Gemm", "Add", "Gemm", "Add", "Gemm"],
+    ),
+    "gemm_with_a_scalar_bias": Case(
+        text="""g (float[N,3] x) => (float[N,4] y) { y = Gemm <beta = 3.0> (x, w, b) }""",
+        weights={"w": (3, 4), "b": ()},
+        ops=["Gemm"],
+    ),
+    "gemm_of_activations": Case(
+        text="""g (float[N,3] x, float[4,3] z, float[4] c) => (float[N,4] y) {
+            y = Gemm <transB = 1, alpha = 0.5, beta = 2.0> (x, z, c) }""",
+        ops=["Mul", "Mul", "Gemm", "Add"],
+    ),
+    "gemms_share_constants": Case(
+        text="""g (float[N,3] x) => (float[N,4] y) {
+            a = Gemm <alpha = 0.5, beta = 2.0> (x, w, b)
+            c = Gemm (x, w, b)
+            y = Add (a, c) }""",
+        weights={"w": (3, 4), "b": (4,)},
+        ops=["Gemm", "Gemm", "Add"],
+    ),
+    "gemm_of_integers": Case(
+        text="""g (int32[N,2] x) => (int32[N,1] y) <int32[2,1] w = {3, 4}> {
+            y = Gemm <alpha = 2.0> (x, w) }""",
+        ops=["Gemm"],
+    ),
+    "matmul_of_vectors": Case(
+        text="""g (float[3] a, float[N,3] x) => (float s, float[N] y, float[4] z, float[N] u) {
+            s = MatMul (a, v)
+            y = MatMul (x, v)
+            z = MatMul (a, w)
+            u = MatMul (x, a) }""",
+        weights={"v": (3,), "w": (3, 4)},
+        ops=[
+            *("Unsqueeze", "MatMul", "Squeeze", "MatMul", "Squeeze"),
+            *("Unsqueeze", "MatMul", "Squeeze", "Unsqueeze", "MatMul", "Squeeze"),
+        ],
+    ),
+    "einsum_of_a_layer": Case(
+        text="""g (float[N,T,4] x) => (float[N,3,T,2] y) {
+            y = Einsum <equation = "b t d, d n h -> b n t h"> (x, w) }""",
+        weights={"w": (4, 3, 2)},
+        ops=["MatMul", "Reshape", "Transpose"],
+    ),
+    "einsum_with_a_constant_on_the_left": Case(
+        text="""g (float[N,T,4] x) => (float[N,T,3] y) {
+            y = Einsum <equation = "od,...d->...o"> (w, x) }""",
+        weights={"w": (3, 4)},
+        ops=["MatMul"],
+    ),
+    "einsums_of_attention": Case(
+        text="""g (float[N,5,2,4] q, float[N,T,2,4] k, float[N,T,2,4] v)
+            => (float[N,5,2,4] y) {
+            s = Einsum <equation = "bqnh,bknh->bnqk"> (q, k)
+            y = Einsum <equation = "bnqk,bknh->bqnh"> (s, v) }""",
+        ops=["Transpose", "Transpose", "MatMul", "Transpose", "MatMul", "Transpose"],
+    ),
+    "einsum_over_two_indices": Case(
+        text="""g (float[N,T,2,4] x, float[2,4,M] z) => (float[N,T,3] y, float[N,T,M] u) {
+            y = Einsum <equation = "btnh,nhd->btd"> (x, w)
+            u = Einsum <equation = "btnh,nhd->btd"> (x, z) }""",
+        weights={"w": (2, 4, 3)},
+        ops=["Reshape", "MatMul", "Reshape", "Reshape", "MatMul"],
+    ),
+    "einsum_of_sizes_known_later": Case(
+        text="""g (float[A,B,K,L] x, float[K,L,M,P] z) => (float[A,B,M,P] y) {
+            y = Einsum <equation = "abkl,klmp->abmp"> (x, z) }""",
+        ops=[
+            *("Reshape", "Shape", "Shape", "Mul", "Concat", "Reshape", "MatMul"),
+            *("Shape", "Concat", "Reshape"),
+        ],
+    ),
+    "einsum_of_dots": Case(
+        text="""g (float[N,4] x, float[N,4] z) => (float[N] y, float s) {
+            y = Einsum <equation = "bi,bi->b"> (x, z)
+            s = Einsum <equation = "bi,bi->"> (x, z) }""",
+        ops=[
+            *("Unsqueeze", "Unsqueeze", "MatMul", "Squeeze"),
+            *("Reshape", "Reshape", "MatMul", "Squeeze"),
+        ],
+    ),
+    "einsum_without_sums": Case(
+        text="""g (float[N,3] x, float[4] z) => (float[N,3,4] y, float[N,3] u) {
+            y = Einsum <equation = "bi,j->bij"> (x, z)
+            u = Einsum <equation = "...a,a->...a"> (x, w) }""",
+        weights={"w": (3,)},
+        ops=["Unsqueeze", "Mul", "Mul"],
+    ),
+    "einsum_of_one_operand": Case(
+        text="""g (float[N,3,4] x) => (float[4,N] y, float[N,3,4] z, float[4,N,3] u) {
+            y = Einsum <equation = "ijk->ki"> (x)
+            z = Einsum <equation = "ijk"> (x)
+            u = Einsum <equation = "bca"> (x) }""",
+        ops=["ReduceSum", "Transpose", "Identity", "Transpose"],
+    ),
+    "einsum_of_a_bilinear_layer": Case(
+        text="""g (float[N,3] x, float[N,4] z) => (float[N,2] y) {
+            y = Einsum <equation = "bi,oij,bj->bo"> (x, w, z) }""",
+        weights={"w": (2, 3, 4)},
+        ops=["MatMul", "Reshape", "Unsqueeze", "MatMul", "Squeeze"],
+    ),
+    "einsum_sums_what_one_operand_has": Case(
+        text="""g (float[N,3,2] x) => (float[N,5] y) {
+            y = Einsum <equation = "bis,ioc->bo"> (x, w) }""",
+        weights={"w": (3, 5, 2)},
+        ops=["ReduceSum", "MatMul"],
+    ),
+    "einsum_of_diagonals": Case(
+        text="""g (float[3,3] x) => (float[3] y, float[3,2] z) {
+            y = Einsum <equation = "ii->i"> (x)
+            z = Einsum <equation = "ii,ij->ij"> (x, w) }""",
+        weights={"w": (3, 2)},
+        ops=["Einsum", "Einsum"],
+    ),
+    "einsums_share_a_constant": Case(
+        text="""g (float[N,3] x) => (float[N,3] y) {
+            a = Einsum <equation = "bi,ij->bj"> (x, w)
+            y = Einsum <equation = "bi,ji->bj"> (a, w) }""",
+        weights={"w": (3, 3)},
+        ops=["MatMul", "MatMul"],
+    ),
+    "matmul_bn": Case(
+        text="""g (float[N,3] x) => (float[N,4] y) {
+            c = MatMul (x, w)
+            y = BatchNormalization (c, s, b, m, var) }""",
+        weights={"w": (3, 4), **_BN},
+        ops=["MatMul", "Add"],
+    ),
+    "matmul_add_transpose_bn": Case(
+        text="""g (float[N,T,3] x) => (float[N,4,T] y) {
+            c = MatMul (x, w)
+            d = Add (wb, c)
+            t = Transpose <perm = [0, 2, 1]> (d)
+            y = BatchNormalization (t, s, b, m, var) }""",
+        weights={"w": (3, 4), "wb": (4,), **_BN},
+        ops=["MatMul", "Add", "Transpose"],
+    ),
+    "matmul_bn_of_another_axis": Case(
+        text="""g (float[N,4,3] x) => (float[N,4,5] y) {
+            c = MatMul (x, w)
+            y = BatchNormalization (c, s, b, m, var) }""",
+        weights={"w": (3, 5), **_BN},
+        ops=["MatMul", "Mul", "Add"],
+    ),
+    "left_matmul_bn": Case(
+        text="""g (float[N,3,5] x) => (float[N,4,5] y) {
+            c = MatMul (w, x)
+            y = BatchNormalization (c, s, b, m, var) }""",
+        weights={"w": (4, 3), **_BN},
+        ops=["MatMul", "Add"],
+    ),
+    "conv_add_bn": Case(
+        text="""g (float[N,3,5,5] x) => (float[N,4,3,3] y) {
+            c = Conv (x, w)
+            d = Add (c, wb)
+            y = BatchNormalization (d, s, b, m, var) }""",
+        weights={"w": (4, 3, 3, 3), "wb": (4, 1, 1), **_BN},
+        ops=["Conv", "Add"],
+    ),
+    "gemm_reshape_bn": Case(
+        text="""g (float[N,3] x) => (float[N,4,2,2] y) <int64[4] shape = {-1, 4, 2, 2}> {
+            c = Gemm (x, w, wb)
+            r = Reshape (c, shape)
+            y = BatchNormalization (r, s, b, m, var) }""",
+        weights={"w": (3, 16), "wb": (16,), **_BN},
+        ops=["Gemm", "Reshape"],
+    ),
+    "conv_flatten_bn": Case(
+        text="""g (float[N,1,3,3] x) => (float[N,4] y) {
+            c = Conv (x, w)
+            f = Flatten (c)
+            y = BatchNormalization (f, s, b, m, var) }""",
+        weights={"w": (1, 1, 2, 2), **_BN},
+        ops=["Conv", "Flatten", "Mul", "Add"],
+    ),
+    "bn_conv": Case(
+        text="""g (float[N,4,5,5] x) => (float[N,6,3,3] y) {
+            n = BatchNormalization (x, s, b, m, var)
+            y = Conv <group = 2> (n, w, wb) }""",
+        weights={"w": (6, 2, 3, 3), "wb": (6,), **_BN},
+        ops=["Conv"],
+    ),
+    "two_bns_conv": Case(
+        text="""g (float[N,4,5,5] x) => (float[N,6,3,3] y) {
+            k = BatchNormalization (x, s, b, m, var)
+            n = BatchNormalization (k, s, b, m, var)
+            y = Conv (n, w) }""",
+        weights={"w": (6, 4, 3, 3), **_BN},
+        ops=["Conv"],
+    ),
+    "bn_padded_conv": Case(
+        text="""g (float[N,4,5,5] x) => (float[N,6,5,5] y, float[N,6,5,5] z)
+            <float[4] zero = {0, 0, 0, 0}> {
+            n = BatchNormalization (x, s, b, m, var)
+            y = Conv <pads = [1, 1, 1, 1]> (n, w)
+            k = BatchNormalization (x, s, zero, zero, var)
+            z = Conv <auto_pad = "SAME_UPPER"> (k, w) }""",
+        weights={"w": (6, 4, 3, 3), **_BN},
+        ops=["Mul", "Add", "Conv", "Conv"],
+    ),
+    "bn_convtranspose": Case(
+        text="""g (float[N,4,3,3] x) => (float[N,6,3,3] y, float[N,6,5,5] z) {
+            n = BatchNormalization (x, s, b, m, var)
+            y = ConvTranspose <group = 2> (n, w)
+            k = BatchNormalization (x, s, b, m, var)
+            z = ConvTranspose (k, v) }""",
+        weights={"w": (4, 3, 1, 1), "v": (4, 6, 3, 3), **_BN},
+        ops=["ConvTranspose", "Mul", "Add", "ConvTranspose"],
+    ),
+    "bn_flatten_gemm": Case(
+        text="""g (float[N,4,2,3] x) => (float[N,6] y) {
+            n = BatchNormalization (x, s, b, m, var)
+            f = Flatten (n)
+            y = Gemm <alpha = 0.5, beta = 2.0, transB = 1> (f, w, wb) }""",
+        weights={"w": (6, 24), "wb": (6,), **_BN},
+        ops=["Flatten", "Gemm"],
+    ),
+    "bn_transpose_matmul": Case(
+        text="""g (float[N,4,T] x) => (float[N,T,6] y, float[N,T,6] z, float[N,6,T] u) {
+            n = BatchNormalization (x, s, b, m, var)
+            t = Transpose <perm = [0, 2, 1]> (n)
+            y = MatMul (t, w)
+            k = BatchNormalization (x, s, b, m, var)
+            l = Transpose <perm = [0, 2, 1]> (k)
+            a = MatMul (l, w)
+            z = Add (a, wb)
+            j = BatchNormalization (x, s, b, m, var)
+            u = MatMul (v, j) }""",
+        weights={"w": (4, 6), "v": (6, 4), "wb": (6,), **_BN},
+        ops=[
+            *("Transpose", "MatMul", "Add", "Transpose", "MatMul", "Add"),
+            *("MatMul", "Add"),
+        ],
+    ),
+    "split_weight": Case(
+        text="""g (float[N,3] x) => (float[N,4] y, float[2] p, float[2] q)
+            <int64[2] sizes = {1, 7}> {
+            k, v = Split <axis = 1, num_outputs = 2> (w)
+            t, u = Split <axis = -1> (w, sizes)
+            p, q = Split <num_outputs = 2> (c)
+            a = MatMul (x, k)
+            b = MatMul (x, u)
+            d = ReduceSum (b)
+            y = Add (a, d) }""",
+        weights={"w": (3, 8), "c": (4,)},
+        ops=["Split", "MatMul", "MatMul", "ReduceSum", "Add"],
+    ),
+    "sizes_of_a_batch": Case(
+        text="""g (float[N,3,4] x) => (float[N,12] y, float[12,N] z)
+            <int64 i = {1}, int64 j = {-1}, int64[1] zero = {0}, int64[1] one = {1},
+             int64[1] two = {2}, int64[1] rest = {-1}> {
+            s = Shape (x)
+            a = Gather (s, i)
+            b = Gather (s, j)
+            m = Mul (a, b)
+            u = Unsqueeze (m, zero)
+            t = Concat <axis = 0> (rest, u)
+            y = Reshape (x, t)
+            q = Shape <start = 1> (x)
+            c = Slice (q, zero, one)
+            d = Slice (q, one, two, zero)
+            e = Mul (c, d)
+            f = Concat <axis = 0> (e, rest)
+            r = Slice (s, zero, one)
+            g = Reshape (x, f)
+            h = CastLike (r, x)
+            z = Mul (g, h) }""",
+        ops=["Shape", "Reshape", "Slice", "Reshape", "Cast", "Mul"],
+    ),
+    "sizes_behind_a_contrib_operator": Case(
+        text="""g (float[N,3,4] x) => (float[N,12] y)
+            <int64 i = {1}, int64[1] zero = {0}, int64[1] four = {4}, int64[1] rest = {-1}> {
+            k = com.microsoft.SkipLayerNormalization (x, x, scale)
+            s = Shape (k)
+            a = Gather (s, i)
+            u = Unsqueeze (a, zero)
+            p = Mul (u, four)
+            t = Concat <axis = 0> (rest, p)
+            y = Reshape (k, t) }""",
+        weights={"scale": (4,)},
+        header=_CONTRIB,
+        ops=["Add", "LayerNormalization", "Reshape"],
+    ),
+    "weight_norm": Case(
+        text="""g (float[N,3] x) => (float[N,4] y)
+            <int64[1] axes = {0}, int64[2] to = {3, 4}> {
+            i = Identity (w)
+            c = Cast <to = 1> (i)
+            r = Reshape (c, to)
+            n = ReduceL2 (r, axes)
+            d = Div (r, n)
+            k = Mul (d, g)
+            y = MatMul (x, k) }""",
+        weights={"w": (12,), "g": (1, 4)},
+        ops=["MatMul"],
+    ),
+    "contrib_activations": Case(
+        text="""g (float[N,4] x) => (float[N,4] y) {
+            a = com.microsoft.BiasGelu (x, b)
+            c = com.microsoft.FastGelu (a, b)
+            d = com.microsoft.FastGelu (c)
+            y = com.microsoft.QuickGelu <alpha = 1.5> (d) }""",
+        weights={"b": (4,)},
+        header=_CONTRIB,
+        ops=["Add", "Gelu", "Add", "Gelu", "Gelu", "Mul", "Sigmoid", "Mul"],
+    ),
+    "contrib_layers": Case(
+        text="""g (float[N,3,5,5] x, float[N,4,3,3] r) => (float[N,4,3,3] y, float[N,5] z) {
+            c = com.microsoft.FusedConv <activation = "LeakyRelu", activation_params = [0.2]>
+                (x, w, b, r)
+            y = com.microsoft.FusedConv <activation = "Clip", activation_params = [-1.0, 1.0],
+                                         pads = [1, 1, 1, 1]> (c, v)
+            p = ReduceMax <keepdims = 0> (y, axes)
+            z = com.microsoft.FusedGemm <transB = 1, activation = "Elu",
+                                         activation_alpha = 0.5> (p, k, kb) }""",
+        weights={"w": (4, 3, 3, 3), "b": (4,), "v": (4, 4, 3, 3), "k": (5, 4), "kb": (5,)},
+        constants={"axes": [2, 3]},
+        header=_CONTRIB,
+        ops=["Conv", "Add", "LeakyRelu", "Conv", "Clip", "ReduceMax", "Gemm", "Elu"],
+    ),
+    "contrib_matmuls": Case(
+        text="""g (float[N,3,4] x, float[N,3,5] z) => (float[N,4,5] y, float[N,3,2] u,
+                                                        float[4,N,N] v) {
+            y = com.microsoft.FusedMatMul <alpha = 0.5, transA = 1> (x, z)
+            u = com.microsoft.TransposeMatMul <transB = 1> (x, w)
+            t = Transpose <perm = [1, 2, 0]> (x)
+            a = com.microsoft.FusedMatMul <transBatchA = 1, transBatchB = 1, transA = 1>
+                (t, t)
+            v = Neg (a) }""",
+        weights={"w": (2, 4)},
+        header=_CONTRIB,
+        ops=[
+            *("Transpose", "MatMul", "Mul", "MatMul", "Transpose"),
+            *("Transpose", "Transpose", "MatMul", "Neg"),
+        ],
+    ),
+    "contrib_normalizations": Case(
+        text="""g (float[N,5,8] x, float[N,5,8] z) => (float[N,5,8] y, float[N,5,8] k) {
+            a, m, v, k = com.microsoft.SkipLayerNormalization <epsilon = 0.00001>
+                (x, z, s, b, c)
+            y = com.microsoft.SkipSimplifiedLayerNormalization (a, x, s) }""",
+        weights={"s": (8,), "b": (8,), "c": (8,)},
+        header=_CONTRIB,
+        ops=[
+            *("Add", "Add", "LayerNormalization"),
+            *("Add", "Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul"),
+        ],
+    ),
+    "contrib_embedding": Case(
+        text="""g (int32[N,5] ids, int32[N,5] segments, int32[N,5] mask)
+            => (float[N,5,8] y, int32[N] n, float[N,5,8] z) {
+            y, n = com.microsoft.EmbedLayerNormalization <epsilon = 0.00001>
+                (ids, segments, words, positions, types, s, b, mask)
+            z, k = com.microsoft.EmbedLayerNormalization
+                (ids, , words, positions, , s, b, , segments) }""",
+        weights={"words": (3, 8), "positions": (6, 8), "types": (2, 8), "s": (8,), "b": (8,)},
+        header=_CONTRIB,
+        ops=[
+            *("Gather", "Add", "Gather", "Add", "LayerNormalization", "ReduceSum"),
+            *("Gather", "Gather", "Add", "LayerNormalization"),
+        ],
+    ),
+    "contrib_attention": Case(
+        text="""g (float[N,5,8] x, int32[N,5] mask) => (float[N,5,8] y) {
+            y = com.microsoft.Attention <num_heads = 2> (x, w, b, mask) }""",
+        weights={"w": (8, 24), "b": (24,)},
+        header=_CONTRIB,
+        ops=[
+            *("MatMul", "Add", "Split", *("Reshape", "Transpose") * 3, "MatMul", "Mul"),
+            *("Cast", "Unsqueeze", "Where", "Add", "Softmax", "MatMul"),
+            *("Transpose", "Reshape"),
+        ],
+    ),
+    "contrib_causal_attention": Case(
+        text="""g (float[N,5,8] x, float[N,2,5,5] d) => (float[N,5,4] y) {
+            y = com.microsoft.Attention <num_heads = 2, unidirectional = 1, scale = 0.3,
+                                         qkv_hidden_sizes = [8, 8, 4]> (x, w, b, , , d) }""",
+        weights={"w": (8, 20), "b": (20,)},
+        header=_CONTRIB,
+        ops=[
+            *("MatMul", "Add", "Split", *("Reshape", "Transpose") * 3, "MatMul", "Mul"),
+            *("Add", "Add", "Softmax", "MatMul", "Transpose", "Reshape"),
+        ],
+    ),
+    "contrib_multi_head_attention": Case(
+        text="""g (float[N,5,8] q, float[N,7,8] k) => (float[N,5,8] y) {
+            y = com.microsoft.MultiHeadAttention <num_heads = 2> (q, k, k, b) }""",
+        weights={"b": (24,)},
+        header=_CONTRIB,
+        ops=[
+            *("Add", "Add", "Add", *("Reshape", "Transpose") * 3, "MatMul", "Mul"),
+            *("Softmax", "MatMul", "Transpose", "Reshape"),
+        ],
+    ),
+    "contrib_attention_with_a_past": Case(
+        text="""g (float[N,1,8] x, float[2,N,2,5,4] past) => (float[N,1,8] y) {
+            y, present = com.microsoft.Attention <num_heads = 2> (x, w, b, , past) }""",
+        weights={"w": (8, 24), "b": (24,)},
+        header=_CONTRIB,
+        ops=["Attention"],
+    ),
+    "half_precision": Case(
+        text="""g (float16[N,4] x) => (float16[N,4] y, float[N,4] z) {
+            a = Relu (x)
+            z = Cast <to = 1> (a)
+            n = Neg (z)
+            h = Cast <to = 10> (n)
+            y = Max (h, x) }""",
+        ops=["Cast", "Relu", "Neg", "Max", "Cast"],
+    ),
+    "bfloat16_in_a_branch": Case(
+        text="""g (int64[4] x, bool c) => (float[4] y) {
+            b = Cast <to = 16> (x)
+            h = If (c) <
+                then_branch = t () => (bfloat16[4] p) { p = Neg (b) },
+                else_branch = e () => (bfloat16[4] q) { q = Abs (b) }>
+            y = Cast <to = 1> (h) }""",
+        ops=["Cast", "If", "Neg", "Abs"],
+    ),
+    "double_precision": Case(
+        text="""g (double[N,4] x) => (double[N,3] y) {
+            d = Cast <to = 11> (w)
+            y = MatMul (x, d) }""",
+        weights={"w": (4, 3)},
+        ops=["Cast", "MatMul", "Cast"],
+    ),
+    "double_of_a_size": Case(
+        text="""g (float[N,4] x) => (double[2] y) {
+            s = Shape (x)
+            d = Cast <to = 11> (s)
+            y = Sqrt (d) }""",
+        ops=["Shape", "Cast", "Sqrt"],
+    ),
+    "weights_in_branches": Case(
+        text="""g (float[N,2] x, bool c) => (float[N,2] y, float[2] k) {
+            y, k = If (c) <
+                then_branch = t () => (float[N,2] p, float[2] b)
+                    <float[2,2] w = {1, 2, 3, 4}, float[2] b = {5, 6}> {
+                    p = MatMul (x, w) },
+                else_branch = e () => (float[N,2] q, float[2] d)
+                    <float[2,2] v = {1, 2, 3, 4}, float[2] f = {5, 7}, float o = {2}> {
+                    m = MatMul (x, v)
+                    q = Mul (m, o)
+                    d = Neg (f) }> }""",
+        ops=["If", "MatMul", "Identity", "MatMul", "Mul", "Identity"],
+    ),
+    "weight_in_a_loop": Case(
+        text="""g (float[2] x, int64 n, bool c) => (float[2] y) {
+            y = Loop (n, c, x) <
+                body = b (int64 i, bool go, float[2] s) => (bool on, float[2] r) {
+                    w = Constant <value = float[2] {2.0, 3.0}> ()
+                    on = Identity (go)
+                    r = Mul (s, w) }> }""",
+        ops=["Loop", "Identity", "Mul"],
+    ),
+    "opset_11_branches": Case(
+        text="""g (float[1,4,1] x, bool c) => (float[1,4] y) {
+            y = If (c) <
+                then_branch = t () => (float[1,4] p) {
+                    h = Hardmax (x)
+                    p = Squeeze <axes = [2]> (h) },
+                else_branch = e () => (float[1,4] q) {
+                    s = Softmax <axis = 1> (x)
+                    q = Squeeze <axes = [-1]> (s) }> }""",
+        opset=11,
+        ops=[
+            *("If", "Flatten", "Hardmax", "Reshape", "Squeeze"),
+            *("Flatten", "Softmax", "Reshape", "Squeeze"),
+        ],
+    ),
+    "opset_7_normalization_of_elements": Case(
+        text="""g (float[N,4,3] x) => (float[N,4,3] y) {
+            y = BatchNormalization <spatial = 0> (x, s, b, m, var) }""",
+        weights={"s": (4, 3), "b": (4, 3), "m": (4, 3), "var": (4, 3)},
+        opset=7,
+        ops=["Sub", "Div", "Mul", "Add"],
+    ),
 }
 
 # Models with layers, in which sites are found, inserted and lowered.
@@ -410,7 +905,7 @@ LAYERED: dict[str, Case] = {
             [trans] b = Gemm <transB = 1> (a, w2, b2)
             [left] y = Gemm <transA = 1> (w3, b) }""",
         weights={"w1": (4, 3), "b1": (3,), "w2": (2, 3), "b2": (2,), "w3": (2, 5)},
-        ops=["Gemm", "Gemm", "Gemm"],
+        ops=["Transpose", "Gemm", "Gemm", "Gemm"],
     ),
     "matmuls": Case(
         text="""g (float[N,3,4] x) => (float[N,3,3] y, float[N,2] z) {
@@ -433,6 +928,7 @@ LAYERED: dict[str, Case] = {
             "MatMul",
             "ReduceSum",
             "MatMul",
+            "Squeeze",
             "Unsqueeze",
             "Concat",
         ],

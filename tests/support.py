@@ -16,7 +16,7 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from onnx_fliqs.calibrate import Observer, activation_scales, sample_values, weight_scales
-from onnx_fliqs.emit import emit_graph
+from onnx_fliqs.emission import emit_graph
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.formats import FORMATS, Format, IntFormat
 from onnx_fliqs.passes.canonicalise import canonicalise
@@ -227,10 +227,12 @@ class Calibrated:
         return emit_graph(self.canonical, self.space, chosen, self.scales, self.target)
 
     def random_mix(self, seed: int) -> dict[str, Format]:
-        """A random format for every layer."""
+        """A random choice for every decision."""
         rng = np.random.default_rng(seed)
-        formats = self.space.formats
-        return {layer.name: formats[rng.integers(len(formats))] for layer in self.space.layers}
+        count = len(self.space.formats)
+        return self.space.assign(
+            [int(choice) for choice in rng.integers(count, size=len(self.space.decisions))]
+        )
 
 
 def calibrated(

@@ -21,12 +21,9 @@ NAMES = st.text(st.characters(codec="utf-8"), max_size=20)
 VALID: dict[str, Any] = {"schema": 1, "target": "generic", "layers": {"a": "int4"}}
 
 
-def space(*names: str) -> SearchSpace:
-    layers = (
-        Layer(name=name, op_type="Gemm", weights=("w",), params=1, output="o")
-        for name in names
-    )
-    return SearchSpace(tuple(layers), (), parse_space("int-l"))
+def space(*names: str, groups: tuple[tuple[str, ...], ...] = ()) -> SearchSpace:
+    layers = (Layer(name=name, op_type="Gemm", weights=("w",), params=1) for name in names)
+    return SearchSpace(tuple(layers), (), parse_space("int-l"), groups=groups)
 
 
 @given(layers=st.dictionaries(NAMES, st.sampled_from(CHOICES), max_size=6), target=NAMES)
@@ -145,3 +142,13 @@ def test_a_layer_without_a_format_is_named() -> None:
 def test_a_layer_that_the_model_lacks_is_named() -> None:
     with pytest.raises(ConfigError, match="names layer 'c', which the model does not have"):
         Assignment({"a": "int4", "c": "int4"}).formats(space("a"))
+
+
+def test_layers_that_share_a_format_cannot_have_two() -> None:
+    tied = space("a", "b", "c", groups=(("a", "c"),))
+    formats = Assignment({"a": "int4", "b": "int8", "c": "int4"}).formats(tied)
+    assert [fmt.name for fmt in formats.values()] == ["int4", "int8", "int4"]
+    with pytest.raises(
+        ConfigError, match="gives layer 'a' int4 and layer 'c' int8, but the two"
+    ):
+        Assignment({"a": "int4", "b": "int4", "c": "int8"}).formats(tied)

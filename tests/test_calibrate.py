@@ -1,15 +1,18 @@
 """Scales have the least squared error, whatever the values are."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from layer_forms import FORMS
 from onnx_fliqs.calibrate import (
     Observer,
     activation_scales,
     blended,
+    distortions,
     least_squares_scales,
     sample_values,
     sampled,
@@ -20,7 +23,16 @@ from onnx_fliqs.formats import FORMATS, Format, IntFormat, fake_quantize, is_pas
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.targets import TARGETS
 from pass_models import LAYERED
-from support import SEARCHED, calibrated, calibrated_case, f32, initializer, random_feeds, run
+from support import (
+    SEARCHED,
+    calibrated,
+    calibrated_case,
+    f32,
+    initializer,
+    model,
+    random_feeds,
+    run,
+)
 
 Array = npt.NDArray[np.float32]
 
@@ -234,6 +246,59 @@ def test_sites_of_one_tensor_have_one_scale_and_rearrangements_that_of_their_sou
     integer = calibrated_case("rearranged_input", "ort-cpu")
     for tensor in ("s", "f"):
         assert integer.scales[f"{tensor}@all", "int8"] is integer.scales["x@all", "int8"]
+
+
+def test_a_shared_scale_suits_the_values_of_all_that_share_it() -> None:
+    integer = calibrated_case("rearranged_input", "ort-cpu")
+    parts = {"x": f32([-1, 0.5]), "s": f32([2, -3, 0.1]), "f": f32([0.25])}
+    found = activation_scales(integer.space, parts)
+    together = np.concatenate(list(parts.values()))[None, :]
+    for site in ("x@all", "s@all", "f@all"):
+        np.testing.assert_array_equal(
+            found[site, "int8"], least_squares_scales(together, FORMATS["int8"])
+        )
+
+
+def test_the_distortion_of_a_decision_is_that_of_all_its_layers() -> None:
+    case = calibrated_case("shared_weight")
+    observer = Observer(
+        case.canonical, [s.tensor for s in case.space.sites if not s.is_weight]
+    )
+    samples = sample_values([observer.run(random_feeds(case.canonical, 1))], 1, seed=0)
+    weights = {"w": initializer(case.canonical, "w")}
+    (row,) = distortions(case.space, samples, weights, case.scales)
+    apart = distortions(replace(case.space, groups=()), samples, weights, case.scales)
+    assert len(apart) == 3
+    np.testing.assert_allclose(row, np.sum(apart, axis=0), rtol=1e-12)
+    assert (row[:-1] > 0).all()
+    assert row[-1] == 0  # float32
+
+
+def test_layers_without_activations_are_distorted_by_their_weights_alone() -> None:
+    case = calibrated(FORMS["lstm"].build(), formats=[FORMATS["int4"], FORMATS["int8"]])
+    weights = {name: initializer(case.canonical, name) for name in ("w", "r")}
+    (row,) = distortions(case.space, {}, weights, case.scales)
+    for index, fmt in enumerate(case.space.formats):
+        expected = 0.0
+        for name, weight in weights.items():
+            scale = case.scales[f"{name}@cell", fmt.name].reshape(1, -1, 1)
+            difference = fake_quantize(weight, scale, fmt) - weight
+            expected += float((difference**2).sum() / (weight**2).sum())
+        np.testing.assert_allclose(row[index], expected, rtol=1e-5)  # float32 sums
+
+
+def test_a_large_weight_is_represented_by_some_of_each_channel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "g (float[N,512] x) => (float[N,64] y) { y = MatMul (x, w) }"
+    case = calibrated(model(text, weights={"w": (512, 64)}), formats=[FORMATS["int4"]])
+    space = replace(case.space, sites=tuple(s for s in case.space.sites if s.is_weight))
+    weights = {"w": initializer(case.canonical, "w")}
+    (whole,) = distortions(space, {}, weights, case.scales)
+    monkeypatch.setattr("onnx_fliqs.calibrate._LARGE_WEIGHT", 4096)
+    (part,) = distortions(space, {}, weights, case.scales)
+    assert part != whole
+    np.testing.assert_allclose(part, whole, rtol=0.05)
 
 
 def test_an_unsigned_site_is_calibrated_in_the_unsigned_format() -> None:

@@ -8,9 +8,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from onnx_fliqs.dialects import CONTRIB
 from onnx_fliqs.errors import FliqsError, ModelError, UnsupportedError
 from onnx_fliqs.model import atomic_write, load_model, save_model
 from onnx_fliqs.passes.canonicalise import IR_VERSION, OPSET, canonicalise
+from onnx_fliqs.passes.lower_contrib_operators import why_contrib_stays
 from pass_models import CASES, old
 from support import (
     SHARED,
@@ -109,6 +111,40 @@ def test_an_infinite_mask_or_bound_is_accepted() -> None:
     (initializer,) = result.graph.initializers.values()
     assert initializer.const_value is not None
     assert np.isneginf(initializer.const_value.numpy()).all()
+
+
+@pytest.mark.parametrize(
+    "maker",
+    [
+        "w = Transpose (v)",
+        "w = Reshape (v, shape)",
+        "a = Cast <to = 11> (v) b = Cast <to = 1> (a) w = Reshape (b, shape)",
+        "a, b = Split <axis = 1> (v, parts) c = Concat <axis = 1> (b, a) w = Transpose (c)",
+    ],
+)
+def test_a_weight_is_stored_as_it_is_used_whatever_its_size(
+    maker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnx_fliqs.passes.canonicalise._FOLD_LIMIT", 4)
+    text = f"""g (float[N,4] x) => (float[N,3] y, float[3,4] z) {{
+        {maker} y = MatMul (x, w) z = Exp (v) }}"""
+    constants = {"shape": [4, 3], "parts": [1, 3]}
+    result = canonicalise(model(text, weights={"v": (3, 4)}, constants=constants))
+    (layer,) = (node for node in result.graph if node.op_type == "MatMul")
+    weight = layer.inputs[1]
+    assert weight is not None
+    assert weight.is_initializer()
+
+
+def test_what_would_grow_the_file_stays_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """g (float[N,4] x) => (float[N,4] y) {
+        w = Expand (v, shape)
+        y = MatMul (x, w) }"""
+    weights, constants = {"v": (1, 4)}, {"shape": [4, 4]}
+    assert ops(canonicalise(model(text, weights=weights, constants=constants))) == ["MatMul"]
+    monkeypatch.setattr("onnx_fliqs.passes.canonicalise._FOLD_LIMIT", 15)
+    result = canonicalise(model(text, weights=weights, constants=constants))
+    assert ops(result) == ["Expand", "MatMul"]
 
 
 # -- refusals -------------------------------------------------------------------------------
@@ -214,15 +250,13 @@ def test_a_weight_that_is_not_finite_is_an_error(number: float, message: str) ->
 
 
 def test_an_operator_of_a_newer_opset_is_refused_by_name() -> None:
-    text = "g (float[N,4] x) => (float[N,4] y) { y = RMSNormalization (x, s) }"
-    original = model(
-        text, header='<ir_version: 11, opset_import: ["" : 23]>', weights={"s": (4,)}
-    )
+    text = "g (float[N,4] x, int64 axis) => (float[N,4] y) { y = CumProd (x, axis) }"
+    original = model(text, header='<ir_version: 12, opset_import: ["" : 26]>')
     with pytest.raises(UnsupportedError) as error:
         canonicalise(original)
     assert str(error.value) == (
-        "the model uses opset 23 and RMSNormalization 'y' does not exist in opset 21; export"
-        " it with opset 21 or lower"
+        "the model uses opset 26 and CumProd 'y' does not exist in opset 21; export it with"
+        " opset 21 or lower"
     )
 
 
@@ -235,24 +269,10 @@ def test_an_attribute_of_a_newer_opset_is_refused_by_name() -> None:
 
 
 def test_a_type_of_a_newer_opset_is_refused() -> None:
-    text = """g (bfloat16[N,1,3,3] x, bfloat16[1,1,1,1] w) => (bfloat16[N,1,3,3] y) {
-        y = Conv (x, w) }"""
-    with pytest.raises(UnsupportedError, match="uses opset 22 and is not valid in opset 21"):
-        canonicalise(model(text, header=old(22)))
-
-
-def test_group_normalization_of_an_older_opset_is_refused() -> None:
-    text = """g (float[N,4,3] x) => (float[N,4,3] y) {
-        y = GroupNormalization <num_groups = 2> (x, s, b) }"""
-    original = model(text, header=old(18), weights={"s": (2,), "b": (2,)})
-    with pytest.raises(UnsupportedError, match="GroupNormalization 'y' is of opset 18"):
-        canonicalise(original)
-
-
-def test_hardmax_over_several_axes_is_refused() -> None:
-    text = "g (float[2,3,4] x) => (float[2,3,4] y) { y = Hardmax (x) }"
-    with pytest.raises(UnsupportedError, match="Hardmax 'y' of opset 11 runs over several"):
-        canonicalise(model(text, header=old(11)))
+    text = """g (int32[N,3] x) => (int32[N,3] y) {
+        y = BitShift <direction = "LEFT"> (x, x) }"""
+    with pytest.raises(UnsupportedError, match="uses opset 28 and is not valid in opset 21"):
+        canonicalise(model(text, header=old(28)))
 
 
 # -- files ----------------------------------------------------------------------------------
@@ -344,25 +364,6 @@ def test_missing_or_short_external_weights_are_an_error(tmp_path: Path) -> None:
     assert "in 'weights.bin', which is missing beside it" in load_error(path)
 
 
-def test_a_big_model_keeps_its_weights_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("onnx_fliqs.model._INLINE_LIMIT", 1000)
-    monkeypatch.setattr("onnx_fliqs.model._EXTERNAL_THRESHOLD", 100)
-    path = tmp_path / "model.onnx"
-    original = canonicalise(
-        model(
-            "g (float[N,64] x) => (float[N,64] y) { y = MatMul (x, w) }",
-            weights={"w": (64, 64)},
-        )
-    )
-    for _ in range(2):  # the second time over its own files
-        save_model(original, path)
-        original = load_model(path)
-    assert {each.name for each in tmp_path.iterdir()} == {"model.onnx", "model.onnx.data"}
-    assert isinstance(original.graph.initializers["w"].const_value, ir.ExternalTensor)
-
-
 def test_a_failed_write_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,7 +418,7 @@ def test_a_real_model_becomes_canonical_and_computes_the_same(name: str) -> None
     actual = session(once.SerializeToString()).run(None, feeds)
     for want, got in zip(expected, actual, strict=True):
         # Batch normalization moves into weights, one rounding per layer.
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-3 * np.abs(want).max())
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
 
 
 # -- helpers --------------------------------------------------------------------------------
@@ -434,6 +435,9 @@ def assert_canonical(result: ir.Model) -> None:
     for node in nodes:
         if node.op_type in ("Identity", "Constant"):
             assert node.outputs[0].is_graph_output()
+        assert node.domain != CONTRIB or why_contrib_stays(node) is not None
+        if node.op_type == "MatMul":
+            assert all(v is None or v.shape is None or len(v.shape) > 1 for v in node.inputs)
     assert {node.domain for node in nodes} | {""} == set(result.opset_imports)
     for graph in result.graphs():
         assert not any(value.is_initializer() for value in graph.inputs)

@@ -10,7 +10,7 @@ from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import ControllerConfig, Method
 from onnx_fliqs.cost import Budget, BudgetKind
 from onnx_fliqs.errors import ConfigError, FliqsError
-from onnx_fliqs.search import search
+from onnx_fliqs.search_loop import search
 
 
 def test_the_defaults_are_valid() -> None:

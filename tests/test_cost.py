@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +17,7 @@ from onnx_fliqs.cost import (
     check_feasible,
     cost_of,
     cost_table,
+    default_budget,
 )
 from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.errors import ConfigError, InfeasibleError
@@ -76,7 +78,6 @@ def space_of(*layers: tuple[int, int], formats: str = "int-l") -> SearchSpace:
                 op_type="Gemm",
                 weights=("w",),
                 params=params,
-                output="o",
                 macs=macs,
             )
             for i, (macs, params) in enumerate(layers)
@@ -257,6 +258,72 @@ def test_a_size_budget_without_weights_is_refused() -> None:
     check_feasible(space, Budget(BudgetKind.BITS, 4))
     with pytest.raises(ConfigError, match="no layer has weights"):
         check_feasible(space, Budget(BudgetKind.SIZE, 0.5))
+
+
+# -- weight-only layers and groups ------------------------------------------------------------
+
+
+def mixed_space(*, only: bool = False) -> SearchSpace:
+    """Layers of (MACs, parameters): 100, 7; 1000, 50 in float; 10, 3; the outer two tied."""
+    plain = space_of((100, 7), (1000, 50), (10, 3), formats="int4,int6,int8")
+    layers = tuple(
+        replace(layer, weight_only="why") if only or layer.name == "l1" else layer
+        for layer in plain.layers
+    )
+    return replace(plain, layers=layers, groups=(("l0", "l2"),))
+
+
+def test_layers_that_multiply_in_float_cost_bytes_but_no_bit_operations() -> None:
+    space = mixed_space()
+    chosen = {f"l{i}": parse_format(name) for i, name in enumerate(("int4", "int8", "int4"))}
+    cost = cost_of(space, chosen)
+    assert cost.bops == 110 * 16
+    assert cost.effective_bits == 4
+    assert cost.relative_to_int8 == 0.25
+    assert cost.weight_bytes == 7 / 2 + 50 + 3 / 2
+
+
+def test_the_table_has_a_row_for_each_decision() -> None:
+    space = mixed_space()
+    assert space.decisions == (("l0", "l2"), ("l1",))
+    for kind, expected in {
+        BudgetKind.BITS: [[110 * 16, 110 * 36, 110 * 64], [0, 0, 0]],
+        BudgetKind.SIZE: [[5, 7.5, 10], [25, 37.5, 50]],
+    }.items():
+        np.testing.assert_array_equal(cost_table(space, kind), expected)
+
+
+@pytest.mark.parametrize("kind", [BudgetKind.BITS, BudgetKind.BOPS])
+def test_a_budget_of_operations_is_refused_where_only_weights_are_quantized(
+    kind: BudgetKind,
+) -> None:
+    with pytest.raises(
+        ConfigError, match="only weights are quantized; bound their bytes with --size"
+    ):
+        check_feasible(mixed_space(only=True), Budget(kind, 1))
+    check_feasible(mixed_space(only=True), Budget(BudgetKind.SIZE, 0.5))
+
+
+def test_the_default_budget_is_in_bytes_where_only_weights_are_quantized() -> None:
+    for bits, stated in ((2.0, 4.0), (5.0, 5.0), (16.0, 8.0)):
+        assert default_budget(mixed_space(), bits) == Budget(BudgetKind.BITS, stated)
+        expected = Budget(BudgetKind.SIZE, stated / 8)
+        assert default_budget(mixed_space(only=True), bits) == expected
+
+
+def test_macs_of_a_layer_in_a_body_are_counted_if_its_shapes_are_known() -> None:
+    text = """g (float[{n},4] x, bool c) => (float[{n},3] y) {{
+        y = If (c) <
+            then_branch = t () => (float[{n},3] p) {{ [inside] p = MatMul (x, w) }},
+            else_branch = e () => (float[{n},3] q) {{ [other] q = Gemm (x, w) }}> }}"""
+    for rows, macs in (("2", 4 * 3), ("N", 0)):
+        model = support.model(text.format(n=rows), weights={"w": (4, 3)})
+        data = Dataset(support.random_feeds(model), None, input_specs(model))
+        space = prepare(model, data, parse_target("generic"), parse_space("int8")).space
+        assert [layer.macs for layer in space.layers] == [macs, macs]
+        for layer in space.layers:
+            assert layer.weight_only is not None
+            assert layer.weight_only.endswith("are not counted") == (macs == 0)
 
 
 def test_preparing_leaves_the_model_as_it_is() -> None:

@@ -10,9 +10,9 @@ import pytest
 
 import support
 from onnx_fliqs.data import Dataset, input_specs, load_npz
-from onnx_fliqs.emit import LEVEL_KEY
+from onnx_fliqs.emission import LEVEL_KEY
 from onnx_fliqs.errors import ConfigError, DataError, FliqsError, UnsupportedError
-from onnx_fliqs.evaluate import evaluate_model, feeds_of, open_session, run_dataset
+from onnx_fliqs.evaluation import evaluate_model, feeds_of, open_session, run_dataset
 from onnx_fliqs.model import load_model
 from onnx_fliqs.objective import Metric
 from onnx_fliqs.runtime import OptimizationLevel, make_session
@@ -111,6 +111,7 @@ def test_the_example_has_the_accuracy_that_it_was_published_with() -> None:
         "value": found.value,
         "samples": 600,
         "optimization_level": "default",
+        "warnings": [],
     }
 
 
@@ -228,15 +229,101 @@ def test_labels_without_classes_are_refused() -> None:
         evaluate_model(model, data_for(model, 5))
 
 
-def test_outputs_that_are_not_float_cannot_be_compared() -> None:
-    model = support.model(
-        "g (float[N,4] x) => (int64[N] y) { y = ArgMax <axis = 1, keepdims = 0> (x) }"
+def argmax(weight: str, keepdims: int = 0) -> ir.Model:
+    shape = "[N,1]" if keepdims else "[N]"
+    return support.model(
+        f"g (float[N,4] x) => (int64{shape} y) {{ a = MatMul (x, {weight})"
+        f" y = ArgMax <axis = 1, keepdims = {keepdims}> (a) }}",
+        weights={weight: (4, 3)},
     )
-    data = data_for(model, 5, labels=False)
-    with pytest.raises(UnsupportedError, match="no output"):
-        evaluate_model(model, data, against=model)
-    with pytest.raises(DataError):
-        evaluate_model(model, replace(data, labels=np.zeros(5, np.int64)))
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_classes_are_compared_with_labels_and_with_each_other(keepdims: int) -> None:
+    model, other = argmax("w", keepdims), argmax("v", keepdims)
+    data = data_for(model, 50)
+    mine, theirs = (support.run(m, dict(data.inputs))[0].reshape(-1) for m in (model, other))
+    found = evaluate_model(model, data)
+    assert found.metric is Metric.ACCURACY
+    assert found.value == float(np.mean(mine == data.labels))
+    found = evaluate_model(model, replace(data, labels=None), against=other)
+    assert found.metric is Metric.AGREEMENT
+    assert found.value == float(np.mean(mine == theirs))
+    assert found.warnings == ()
+
+
+def test_classes_that_are_not_one_for_each_label_are_refused() -> None:
+    model = argmax("w")
+    with pytest.raises(DataError, match="no output has the shape"):
+        evaluate_model(model, replace(data_for(model, 5), labels=np.zeros((5, 2), np.int64)))
+
+
+CHOSEN = """g (float[N,4] x) => (float[N,3] y, int64[M,2] places, string[N] words) {
+    a = MatMul (x, w)
+    y = Identity (a)
+    zero = Constant <value_float = 0.0> ()
+    positive = Greater (a, zero)
+    rows = NonZero (positive)
+    places = Transpose (rows)
+    label = Constant <value_string = "word"> ()
+    n = Shape <start = 0, end = 1> (x)
+    words = Expand (label, n)
+}"""
+
+
+def test_outputs_of_another_size_or_kind_are_left_out_with_a_warning() -> None:
+    model = support.model(CHOSEN, weights={"w": (4, 3)})
+    other = model.clone()
+    weight = support.initializer(model, "w")
+    other.graph.initializers["w"].const_value = ir.tensor(
+        weight + np.roll(weight, 1, axis=0) / np.float32(2)
+    )
+    found = evaluate_model(model, data_for(model, 70, labels=False), against=other)
+    assert found.metric is Metric.AGREEMENT
+    assert 0.5 < found.value < 1
+    (warning,) = found.warnings
+    assert warning == (
+        "output 'places' is not compared: it has a shape that depends on the numbers in it"
+    )
+    # With itself it has the same shape; floats decide all the same.
+    found = evaluate_model(model, data_for(model, 70, labels=False), against=model)
+    assert (found.value, found.warnings) == (1.0, ())
+
+
+def test_models_without_comparable_outputs_are_refused() -> None:
+    text = CHOSEN.replace("float[N,3] y, ", "").replace("y = Identity (a)", "")
+    model = support.model(text, weights={"w": (4, 3)})
+    other = model.clone()
+    weight = support.initializer(model, "w")
+    other.graph.initializers["w"].const_value = ir.tensor(np.abs(weight))
+    with pytest.raises(UnsupportedError, match="can be compared: 'places' has a shape that"):
+        evaluate_model(model, data_for(model, 70, labels=False), against=other)
+
+
+def test_an_output_of_no_rows_is_not_compared() -> None:
+    model = support.model(
+        """g (float[N,4] x) => (float[N,3] y, float[M] z) {
+            y = MatMul (x, w)
+            never = Constant <value = bool[3] {0, 0, 0}> ()
+            z = Compress (y, never) }""",
+        weights={"w": (4, 3)},
+    )
+    found = evaluate_model(model, data_for(model, 5, labels=False), against=model)
+    assert found.value == 1.0
+    assert found.warnings == ("output 'z' is not compared: it is empty",)
+
+
+def test_not_a_number_is_no_agreement() -> None:
+    model = support.model(
+        "g (float[N,4] x) => (float[N,3] y) { m = MatMul (x, w) y = Sqrt (m) }",
+        weights={"w": (4, 3)},
+    )
+    data = data_for(model, 50)
+    whole = ~np.isnan(support.run(model, dict(data.inputs))[0]).any(axis=1)
+    assert 0 < whole.mean() < 1
+    found = evaluate_model(model, replace(data, labels=None), against=model)
+    assert found.value == float(whole.mean())
+    assert evaluate_model(model, data).value <= float(whole.mean())
 
 
 @pytest.mark.parametrize("level", list(OptimizationLevel))

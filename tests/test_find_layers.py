@@ -1,11 +1,10 @@
 """Which tensors of a model are quantized, along which axis, and what is left in float."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from layer_forms import FORMS
 from onnx_fliqs.calibrate import Observer
 from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.errors import UnsupportedError
@@ -27,10 +26,12 @@ def case(name: str, target: str = "generic") -> SearchSpace:
     return found(LAYERED[name].build(), target)
 
 
-def weight_site(space: SearchSpace, layer: str) -> Site:
-    (site,) = [
-        s for s in space.sites if s.is_weight and s.layers == (layer,) and not s.bias_of
-    ]
+def form(name: str, target: str = "generic") -> SearchSpace:
+    return found(FORMS[name].build(), target)
+
+
+def weight_site(space: SearchSpace, *layers: str) -> Site:
+    (site,) = [s for s in space.sites if s.is_weight and s.layers == layers and not s.bias_of]
     return site
 
 
@@ -47,11 +48,11 @@ def weight_site(space: SearchSpace, layer: str) -> Site:
         ("convtranspose", "down", 1, 2),
         ("gemms", "plain", 1, 3),
         ("gemms", "trans", 0, 2),
-        ("gemms", "left", 1, 5),
+        ("gemms", "left", 0, 5),
         ("matmuls", "right", 1, 4),
         ("matmuls", "left", 0, 2),
         ("matmuls", "batched", None, 1),
-        ("matmuls", "vector", None, 1),
+        ("matmuls", "vector", 1, 1),
     ],
 )
 def test_weights_have_a_scale_per_output_channel(
@@ -59,7 +60,7 @@ def test_weights_have_a_scale_per_output_channel(
 ) -> None:
     site = weight_site(case(name), layer)
     assert (site.axis, site.channels) == (axis, channels)
-    weight = initializer(LAYERED[name].build(), site.tensor)
+    weight = initializer(canonicalise(LAYERED[name].build()), site.tensor)
     assert weight.ndim == site.rank
     np.broadcast_to(np.ones(site.channels).reshape(site.broadcast_shape), weight.shape)
 
@@ -69,26 +70,48 @@ def test_a_channel_of_a_weight_makes_one_channel_of_the_output(name: str) -> Non
     # So an integer kernel can multiply by the scale after it has added up the products.
     plain = canonicalise(LAYERED[name].build())
     feeds = random_feeds(plain)
+    nodes = {node.name: node for node in plain.graph}
     for layer in found(plain).layers:
-        sites = [
-            s for s in found(plain).sites if s.tensor in layer.weights and s.axis is not None
-        ]
+        sites = [s for s in found(plain).sites if s.tensor in layer.weights and s.channels > 1]
         for site in sites:
             weight = np.array(initializer(plain, site.tensor))
             np.moveaxis(weight, site.axis or 0, 0)[1] *= 3
             changed = plain.clone()
             changed.graph.initializers[site.tensor].const_value = ir.tensor(weight)
+            output = str(nodes[layer.name].outputs[0].name)
             before, after = (
-                Observer(m, [layer.output]).run(feeds)[layer.output] for m in (plain, changed)
+                Observer(m, [output]).run(feeds)[output] for m in (plain, changed)
             )
             where = np.nonzero(before != after)
             assert any(set(axis) == {1} for axis in where)
 
 
-def test_a_weight_of_several_layers_has_a_site_for_each() -> None:
+def test_a_weight_of_several_layers_has_one_site_and_one_format() -> None:
     space = case("shared_weight")
-    assert {s.name for s in space.sites if s.is_weight} == {"w@once", "w@twice", "w@turned"}
-    assert weight_site(space, "turned").axis == 0
+    (site,) = [s for s in space.sites if s.is_weight]
+    assert site.name == "w@once"
+    assert site.layers == ("once", "twice", "turned")
+    assert site.consumers == (("once", 1), ("twice", 1), ("turned", 1))
+    # "turned" reads the transpose: the channels of the others are its rows.
+    assert site.axis is None
+    assert space.decisions == (("once", "twice", "turned"),)
+    assert [layer.params for layer in space.layers] == [16, 0, 0]
+
+
+def test_layers_that_agree_on_the_channels_of_their_weight_keep_its_axis() -> None:
+    space = form("weight_of_two_convolutions")
+    (site,) = [s for s in space.sites if s.is_weight and not s.bias_of]
+    assert (site.axis, site.channels) == (0, 2)
+    # Each bias is on the scale of its own layer's products.
+    assert [s.bias_of for s in space.sites if s.bias_of] == [
+        ("x@once:0", "w@once"),
+        ("r@twice:0", "w@once"),
+    ]
+
+
+def test_an_embedding_takes_the_axis_of_the_product_that_shares_its_table() -> None:
+    assert weight_site(form("embedding"), "words", "word").axis is None
+    assert weight_site(form("tied_embedding"), "words", "scores").axis == 0
 
 
 def test_the_product_of_two_activations_is_a_layer_without_a_weight() -> None:
@@ -102,7 +125,6 @@ def test_the_product_of_two_activations_is_a_layer_without_a_weight() -> None:
 def test_the_parameters_of_a_layer_are_counted() -> None:
     space = case("conv_relu_conv")
     assert {layer.name: layer.params for layer in space.layers} == {"c1": 108, "c2": 72}
-    assert [layer.output for layer in space.layers] == ["a", "y"]
 
 
 # -- signs ----------------------------------------------------------------------------------
@@ -185,53 +207,191 @@ def test_raw_pixels_are_unsigned_and_so_is_what_shares_their_scale() -> None:
         prepared.space.values(prepared.space.uniform(FORMATS["int8"]), scales)
 
 
+# -- weight-only layers ---------------------------------------------------------------------
+
+RECURRENT = "its activations lie inside a recurrent cell"
+TABLE = "it reads rows of a table and multiplies nothing"
+IN_BODY = "its activations lie inside If 'If_d', where they cannot be calibrated"
+
+
+@pytest.mark.parametrize(
+    ("name", "reasons"),
+    [
+        ("embedding", {"words": TABLE, "fc": None, "word": TABLE}),
+        ("embeddings_of_several_kinds", {"words": TABLE}),
+        ("lstm", {"cell": RECURRENT}),
+        ("last_state_of_a_gru", {"cell": RECURRENT, "fc": None}),
+        ("einsums", dict.fromkeys(["diagonal", "three"], "no runtime has an integer kernel")),
+        (
+            "layers_in_bodies",
+            {
+                "outside": None,
+                **dict.fromkeys(["inside", "deep", "other", "words", "fc"], IN_BODY),
+            },
+        ),
+    ],
+)
+def test_layers_whose_activations_stay_float_say_why(
+    name: str, reasons: dict[str, str | None]
+) -> None:
+    space = form(name)
+    assert set(space.layer) == set(reasons)
+    for layer in space.layers:
+        reason = reasons[layer.name]
+        assert (layer.weight_only or "").startswith(reason or "")
+        assert (layer.weight_only is None) == (reason is None)
+        activations = [s for s in space.sites if not s.is_weight and layer.name in s.layers]
+        assert (not activations) == (reason is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "expected"),
+    [
+        ("lstm", "cell", {"w": (1, 8), "r": (1, 8)}),
+        ("lstm_both_ways", "cell", {"w": (1, 8), "r": (1, 8)}),
+        ("einsums", "diagonal", {"w": (0, 5)}),
+        ("einsums", "three", {"v": (1, 2)}),
+    ],
+)
+def test_their_weights_have_a_scale_for_each_row(
+    name: str, layer: str, expected: dict[str, tuple[int | None, int]]
+) -> None:
+    space = form(name)
+    assert space.layer[layer].weights == tuple(expected)
+    sites = [s for s in space.sites if layer in s.layers]
+    assert {s.tensor: (s.axis, s.channels) for s in sites} == expected
+
+
+def test_layers_that_share_any_weight_are_one_decision() -> None:
+    space = form("two_rnns_of_one_weight")
+    assert space.decisions == (("first", "second"),)
+    assert [s.consumers for s in space.sites] == [
+        (("first", 1), ("first", 2), ("second", 1)),
+        (("second", 2),),
+    ]
+    assert [layer.params for layer in space.layers] == [4, 4]
+
+
+def test_a_weight_read_in_several_bodies_has_one_site() -> None:
+    space = form("layers_in_bodies")
+    assert weight_site(space, "deep", "other").consumers == (("deep", 1), ("other", 1))
+    # Its channels are those of the layer outside, which may run in integers.
+    assert weight_site(space, "outside", "inside").axis == 1
+    assert space.decisions == (("outside", "inside"), ("deep", "other"), ("words",), ("fc",))
+
+
+def test_integer_kernels_quantize_weights_alone_only_where_that_is_no_slower() -> None:
+    space = form("layers_in_bodies", "ort-cpu")
+    assert set(space.layer) == {"outside", "words"}
+    assert {s.name: s.reason for s in space.skipped} == dict.fromkeys(
+        ["inside", "deep", "other", "fc"],
+        "target ort-cpu would dequantize its weights in every run",
+    )
+
+
 # -- what stays float -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "weights", "reason"),
+    ("text", "reason"),
     [
+        ("o = Add (x, big)", "its constant is no factor of a product of matrices"),
         (
-            "h, c = LSTM <hidden_size = 2> (x, w, r) [fc] y = MatMul (x, v)",
-            {"w": (1, 8, 4), "r": (1, 8, 2)},
-            "LSTM: recurrent cells are left in float",
+            "o = com.microsoft.MatMulNBits <K = 32, N = 64> (x, big)",
+            "operators of the domain com.microsoft are left as they are",
         ),
-        (
-            'h = Einsum <equation = "abc,cd->abd"> (x, v) [fc] y = MatMul (h, v)',
-            {},
-            "Einsum: Einsum is left in float",
-        ),
+        ("o = mine.Mix (x, big)", "operators of the domain mine are left as they are"),
+        ("o = Gather <axis = 1> (big, i)", "only tables of two axes that are read by rows"),
+        ("o = Gather (big, k)", "both operands are constant"),
+        ("o = GatherElements (big, i)", "its constant is no factor"),
+        ("o = LSTM <hidden_size = 2> (z, z, z)", "none of its operands is constant"),
+        ('o = Einsum <equation = "ij,ij->i"> (x, x)', "none of its operands is constant"),
+        ("o = MatMul (x, none)", "its weight is empty"),
+        ("o = MatMul (, big)", "an operand is missing"),
     ],
 )
-def test_what_is_not_quantized_yet_is_reported(
-    text: str, weights: dict[str, Sequence[int]], reason: str
+def test_every_node_with_a_large_weight_is_a_layer_or_left_with_a_reason(
+    text: str, reason: str
 ) -> None:
-    outputs = "float[3,N,4] y, float[A,B,C,D] h" if "LSTM" in text else "float[3,N,4] y"
+    # Not canonicalised: that refuses some, and folds others.
     plain = model(
-        f"g (float[3,N,4] x) => ({outputs}) {{ {text} }}", weights={"v": (4, 4), **weights}
+        f"""g (float[64,32] x, float[1,8,2] z, int64[64,2] i) => (float[64,4] y) {{
+            [odd] {text}
+            [fc] y = MatMul (x, w) }}""",
+        header='<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1, "mine" : 1]>',
+        weights={"w": (32, 4), "big": (64, 32), "none": (32, 0)},
+        constants={"k": [1, 2]},
     )
-    space = found(plain)
-    assert [layer.name for layer in space.layers] == ["fc"]
-    assert [f"{s.op_type}: {s.reason}" for s in space.skipped] == [reason]
+    space = find_layers(plain, TARGETS["generic"], [FORMATS["int8"]])
+    assert list(space.layer) == ["fc"]
+    (skipped,) = space.skipped
+    assert skipped.name == "odd"
+    assert skipped.reason.startswith(reason)
 
 
-def test_layers_in_a_branch_are_reported_and_branches_without_layers_are_not() -> None:
-    (skipped,) = case("layers_in_a_branch").skipped
-    assert skipped.op_type == "If"
-    assert skipped.reason == "layers in the branches are left in float"
-    assert case("read_in_a_branch").skipped == ()
-
-
-def test_weights_of_other_types_are_reported() -> None:
+@pytest.mark.parametrize(
+    "text", ["o = Add (x, row)", "o = Gather (few, j)", "o = Mul (x, column)", "o = Relu (x)"]
+)
+def test_small_constants_and_vectors_are_left_in_silence(text: str) -> None:
     space = found(
         model(
-            """g (float[N,4] x, float16[N,4] h) => (float[N,4] y, float16[N,4] z) {
-                [wide] y = MatMul (x, w)
-                w16 = Constant <value = float16[4,4] {1,2,3,4,5,6,7,8,9,8,7,6,5,4,3,2}> ()
-                [half] z = MatMul (h, w16) }""",
+            f"""g (float[2048,4] x, int64[3] j) => (float[2048,4] y, float[A,B] o) {{
+                {text}
+                [fc] y = MatMul (x, w) }}""",
+            weights={"w": (4, 4), "row": (1, 4), "column": (2048, 1), "few": (31, 32)},
+        )
+    )
+    assert list(space.layer) == ["fc"]
+    assert space.skipped == ()
+
+
+def test_a_product_of_activations_in_a_body_is_reported() -> None:
+    space = found(
+        model(
+            """g (float[4,4] x, bool c) => (float[4,4] y) {
+                [fc] a = MatMul (x, w)
+                [branch] y = If (c) <
+                    then_branch = t () => (float[4,4] p) { [inside] p = MatMul (a, x) },
+                    else_branch = e () => (float[4,4] q) { q = Neg (a) }> }""",
             weights={"w": (4, 4)},
         )
     )
+    assert [(s.name, s.reason) for s in space.skipped] == [
+        (
+            "inside",
+            "its activations lie inside If 'branch', where they cannot be calibrated",
+        )
+    ]
+
+
+def test_a_weight_that_belongs_to_a_body_is_reported() -> None:
+    plain = model(
+        """g (float[4,4] x, bool c) => (float[4,4] y) {
+            [fc] a = MatMul (x, w)
+            [branch] y = If (c) <
+                then_branch = t () => (float[4,4] p) { [inside] p = MatMul (a, v) },
+                else_branch = e () => (float[4,4] q) { q = Neg (a) }> }""",
+        weights={"w": (4, 4), "v": (4, 4)},
+    )
+    body = next(n for n in plain.graph if n.op_type == "If").attributes["then_branch"]
+    moved = plain.graph.initializers.pop("v")
+    body.as_graph().register_initializer(moved)
+    space = find_layers(plain, TARGETS["generic"], [FORMATS["int8"]])
+    assert [(s.name, s.reason) for s in space.skipped] == [
+        ("inside", "its weights belong to the body that holds it")
+    ]
+
+
+def test_operands_of_other_types_are_reported() -> None:
+    # Not canonicalised, or they would be float32.
+    plain = model(
+        """g (float[N,4] x, float16[N,4] h) => (float[N,4] y, float16[N,4] z) {
+            [wide] y = MatMul (x, w)
+            w16 = Constant <value = float16[4,4] {1,2,3,4,5,6,7,8,9,8,7,6,5,4,3,2}> ()
+            [half] z = MatMul (h, w16) }""",
+        weights={"w": (4, 4)},
+    )
+    space = find_layers(plain, TARGETS["generic"], [FORMATS["int8"]])
     assert [layer.name for layer in space.layers] == ["wide"]
     assert [(s.name, s.reason) for s in space.skipped] == [
         ("half", "its operand h is FLOAT16, not FLOAT")
@@ -258,12 +418,11 @@ def test_a_model_without_layers_is_refused_and_told_what_was_left_out(target: st
         UnsupportedError, match="no quantizable layer: the model has no float32"
     ):
         found(model("g (float[N,4] x) => (float[N,4] y) { y = Relu (x) }"), target)
-    with pytest.raises(UnsupportedError, match="left out: LSTM lstm: recurrent cells"):
+    with pytest.raises(UnsupportedError, match="left out: MatMul fc: its weight is empty"):
         found(
             model(
-                """g (float[3,N,4] x) => (float[3,1,N,2] y) {
-                    [lstm] y = LSTM <hidden_size = 2> (x, w, r) }""",
-                weights={"w": (1, 8, 4), "r": (1, 8, 2)},
+                "g (float[N,4] x) => (float[N,0] y) { [fc] y = MatMul (x, w) }",
+                weights={"w": (4, 0)},
             ),
             target,
         )
@@ -285,10 +444,14 @@ def test_integer_kernels_quantize_tensors_where_they_are_made() -> None:
         "a": ("c1", "stem"),
         "c": ("c2", "c1"),
         "d": ("c2",),
-        "f": ("c2", "stem"),
-        "p": ("c2", "stem"),
-        "q": ("c2", "stem"),
-        "h": ("head", "c2", "stem"),
+        **dict.fromkeys(("f", "p", "q"), ()),
+        "h": ("head",),
+    }
+    assert {t: s.operands for t, s in sites.items() if s.operands} == {
+        "f": ("d@all", "a@all"),
+        "p": ("f@all",),
+        "q": ("p@all",),
+        "h": ("q@all",),
     }
     assert sites["a"].consumers == (("c1", 0), ("Add_e", 1))
 
@@ -299,6 +462,71 @@ def test_every_reader_of_a_quantized_tensor_reads_the_quantized_one() -> None:
     for tensor, site in activations("residual").items():
         uses = {(str(node.name), index) for node, index in values[tensor].uses()}
         assert set(site.consumers) == uses
+
+
+QUANTIZED = {
+    "stem c1 c2 head": "x a c d f p q h",
+    "c1 c2": "a c d f p q h",
+    # The sum reads a float tensor: it stays float, and so does all behind it.
+    "c2": "c d",
+    "c2 head": "c d h",
+    "stem": "x a",
+    "stem c2": "x a c d f p q h",
+    "head": "h",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("integers", QUANTIZED)
+def test_between_layers_nothing_is_quantized_in_vain(integers: str) -> None:
+    space = case("residual", "ort-cpu")
+    chosen = space.uniform(FORMATS["float32"])
+    chosen |= dict.fromkeys(integers.split(), FORMATS["int8"])
+    taken = space.formats_taken(chosen)
+    quantized = [
+        s.tensor for s in space.sites if not s.is_weight and taken[s.name].name != "float32"
+    ]
+    assert quantized == QUANTIZED[integers].split()
+
+
+def test_a_sum_with_a_constant_is_computed_in_float() -> None:
+    sites = {s.tensor: s for s in form("branching_additions", "ort-cpu").sites}
+    assert "s" in sites
+    assert "m" not in sites
+    # A product of it is quantized for the layer that reads it, not for its own sake.
+    assert (sites["q"].layers, sites["q"].operands) == (("c4",), ())
+
+
+def test_what_a_concatenation_joins_shares_its_scale_where_the_target_says_so() -> None:
+    space = form("concatenations", "ort-cpu")
+    shared = {s.tensor: s.same_scale_as for s in space.sites if not s.is_weight}
+    assert shared == {"x": None, "a": None, "s": None, "u": None}
+    joined = found(
+        model(
+            """g (float[N,2,4,4] x) => (float[N,2,4,4] y) {
+                [c1] a = Conv (x, w1)
+                r = Relu (a)
+                [c2] b = Conv (x, w2)
+                t = Concat <axis = 1> (r, b)
+                u = Concat <axis = 1> (t, x)
+                [c3] y = Conv (u, w3) }""",
+            weights={"w1": (2, 2, 1, 1), "w2": (2, 2, 1, 1), "w3": (2, 6, 1, 1)},
+        ),
+        "ort-cpu",
+    )
+    sites = {s.tensor: s for s in joined.sites if not s.is_weight}
+    assert {t: s.same_scale_as for t, s in sites.items()} == {
+        "x": None,
+        **dict.fromkeys(("r", "b", "t", "u"), "x@all"),
+    }
+    # One of them may be negative, so the scale is for signed numbers.
+    assert not any(s.unsigned for s in sites.values())
+
+
+def test_an_output_of_the_graph_that_a_layer_reads_is_quantized_for_the_layer() -> None:
+    sites = {s.tensor: s for s in form("output_that_is_read", "ort-cpu").sites}
+    assert sites["a"].consumers == (("Relu_r", 0), ("second", 0))
+    assert "y" not in sites
 
 
 def test_rearrangements_stay_on_the_grid_of_their_source() -> None:
@@ -325,8 +553,8 @@ def test_biases_are_integers_where_their_scale_fits() -> None:
 
     for target in TARGETS:
         assert biases("residual", target) == {"b1", "b2", "b3", "b4"}
-        # Not where alpha scales the product, nor where groups share the weight's scales.
-        assert biases("gemms", target) == {"b2"}
+        assert biases("gemms", target) == {"b1", "b2"}
+        # Not where groups share the weight's scales.
         assert biases("convtranspose", target) == {"b2"}
 
 

@@ -55,11 +55,14 @@ def test_the_pass_keeps_its_contract(case: str, target: str, formats: str) -> No
 @CASES
 def test_at_float32_not_a_bit_of_the_outputs_changes(case: str, target: str) -> None:
     prepared = calibrated_case(case, target)
+    # ONNX Runtime adds up the products of a constant column in another order than those of a
+    # computed one.
+    rtol = 1e-6 if case == "matmuls" else 0
     for seed in (0, 1):
         feeds = random_feeds(prepared.canonical, seed)
         expected, actual = run(prepared.canonical, feeds), run(prepared.searchable(), feeds)
         for want, got in zip(expected, actual, strict=True):
-            np.testing.assert_array_equal(got, want)
+            np.testing.assert_allclose(got, want, rtol=rtol, atol=0)
 
 
 @BOTH_TARGETS
@@ -118,12 +121,24 @@ def test_codes_and_scales_stand_flat_in_two_initializers() -> None:
     assert sorted(channels.values()) in ([1, 1, 2, 4], [1, 1, 2, 2, 4, 4])
 
 
-def test_layers_in_a_branch_stay_float() -> None:
-    for target in TARGETS:
-        canonical, space = found("layers_in_a_branch", target)
-        assert set(space.layer) == {"outside", "after"}
-        InsertSearchSitesPass(space)(canonical)
-        inside = next(n for n in canonical.graph.all_nodes() if n.name == "inside")
+@pytest.mark.parametrize(
+    ("target", "layers"),
+    [("generic", {"outside", "inside", "after"}), ("ort-cpu", {"outside", "after"})],
+)
+def test_a_layer_in_a_branch_reads_its_weight_from_outside(
+    target: str, layers: set[str]
+) -> None:
+    canonical, space = found("layers_in_a_branch", target)
+    assert set(space.layer) == layers
+    InsertSearchSitesPass(space)(canonical)
+    inside = next(n for n in canonical.graph.all_nodes() if n.name == "inside")
+    quantized = site_nodes(canonical).get("w2@inside")
+    if "inside" in layers:
+        assert quantized is not None
+        assert quantized.graph is canonical.graph
+        assert inside.inputs[1] is quantized.outputs[0]
+    else:
+        assert quantized is None
         assert inside.inputs[1] is canonical.graph.initializers["w2"]
 
 

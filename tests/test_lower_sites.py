@@ -201,16 +201,13 @@ def test_the_file_shrinks_as_the_formats_do() -> None:
         assert 0 <= size - codes < scales + 1500  # 1500 bytes of names and nodes
 
 
-def test_a_weight_of_two_layers_is_stored_once_per_format() -> None:
+@EVERY
+def test_a_weight_of_several_layers_is_stored_once(fmt: Format) -> None:
     prepared = calibrated_case("shared_weight")
-
-    def stored(**names: str) -> int:
-        graph = prepared.emitted({layer: FORMATS[n] for layer, n in names.items()})
-        return sum(name.endswith(".codes") for name in graph.graph.initializers)
-
-    # "turned" reads the transpose: its channels are other rows.
-    assert stored(once="int8", twice="int8", turned="int8") == 2
-    assert stored(once="int8", twice="int4", turned="int8") == 3
+    graph = prepared.emitted(prepared.space.uniform(fmt))
+    stored = [name for name in graph.graph.initializers if name.endswith(".codes")]
+    assert stored == ([] if fmt.name == "float32" else ["w@once.codes"])
+    assert ("w" in graph.graph.initializers) == (fmt.name == "float32")
 
 
 def test_layers_that_agree_share_the_quantizer_of_a_tensor() -> None:

@@ -1,10 +1,13 @@
 """The packages that get installed are those that the source tree holds."""
 
+import importlib.util
 import re
 import sys
 from pathlib import Path
 
 import pytest
+
+import onnx_fliqs
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKS = {"passes": "../passes", "cli": "../cli"}
@@ -44,3 +47,9 @@ def test_the_links_of_the_checkout_are_relative(name: str, target: str) -> None:
     assert link.is_symlink()
     assert str(link.readlink()) == target
     assert link.resolve() == ROOT / name
+
+
+def test_no_function_has_the_name_of_a_module() -> None:
+    # Importing a module puts it into the package, in place of a function of that name.
+    for name in onnx_fliqs.__all__:
+        assert importlib.util.find_spec(f"onnx_fliqs.{name}") is None, name

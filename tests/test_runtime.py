@@ -14,13 +14,21 @@ import onnx.parser
 import pytest
 
 from onnx_fliqs import runtime
-from onnx_fliqs.errors import EnvironmentMissingError, FliqsError, ModelError, UnsupportedError
+from onnx_fliqs.errors import (
+    ConfigError,
+    EnvironmentMissingError,
+    FliqsError,
+    ModelError,
+    UnknownOperatorError,
+    UnsupportedError,
+)
 from onnx_fliqs.runtime import (
     OptimizationLevel,
     load_onnxruntime,
     load_training,
     make_session,
     quiet_options,
+    register_custom_ops,
 )
 
 HEADER = '<ir_version: 10, opset_import: ["" : 17]>'
@@ -221,9 +229,8 @@ def test_a_model_runs_from_bytes_and_from_a_file(
         (serialized(RELU.replace("Relu", "Foo")), "Foo"),
         (serialized(RELU, ir_version=99), "Unsupported model IR version: 99"),
         (serialized(RELU.replace(": 17", ": 99")), "Opset 99 is under development"),
-        (serialized(RELU.replace(": 17]", ': 17, "q" : 1]').replace("Relu", "q.F")), "q:F"),
     ],
-    ids=["operator", "IR version", "opset", "domain"],
+    ids=["operator", "IR version", "opset"],
 )
 def test_a_refused_model_is_unsupported_in_one_line(model: bytes, reason: str) -> None:
     with pytest.raises(UnsupportedError) as error:
@@ -233,6 +240,28 @@ def test_a_refused_model_is_unsupported_in_one_line(model: bytes, reason: str) -
     assert reason in text
     assert "ONNXRuntimeError" not in text
     assert "onnxruntime_src" not in text
+
+
+def test_an_unknown_operator_is_named_with_the_way_to_its_library() -> None:
+    model = serialized(RELU.replace(": 17]", ': 17, "a.b" : 1]').replace("Relu", "a.b.F"))
+    with pytest.raises(UnknownOperatorError) as error:
+        make_session(model)
+    assert message(error) == (
+        "ONNX Runtime does not know the operator F of the domain 'a.b': name the library that"
+        " implements it with --custom-ops"
+    )
+    assert error.value.exit_code == 3
+
+
+def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ops.so"
+    for content in (None, b"no library"):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"ops\.so is no library of custom op") as error:
+            register_custom_ops(path)
+        message(error)
+    make_session(serialized(RELU))  # nothing is left behind
 
 
 def test_bytes_that_are_no_model_are_named_so() -> None:

@@ -27,10 +27,9 @@ from onnx_fliqs.site_functions import (
     DOMAIN,
     INTEGER_CODES,
     INTEGER_SITE,
-    gradient_functions,
     site_function,
 )
-from onnx_fliqs.sites import Layer, SearchSpace, Site
+from onnx_fliqs.sites import FormatMap, Layer, SearchSpace, Site
 from support import f32, model, session
 
 Array = npt.NDArray[np.float32]
@@ -158,9 +157,7 @@ def gradient_session(function: str) -> ort.InferenceSession:
     loss.outputs[0].shape = ir.Shape(())
     graph.extend([product, loss])
     graph.outputs[:] = [loss.outputs[0]]
-    for added in gradient_functions():
-        built.functions[added.identifier()] = added
-    proto = build_gradient(ir.to_proto(built), "loss", ["x"], [])
+    proto = build_gradient(built, "loss", ["x"])
     return session(proto.SerializeToString())
 
 
@@ -226,9 +223,7 @@ def test_neither_scale_nor_codes_get_a_gradient() -> None:
 
 def _space(*formats: str) -> SearchSpace:
     def layer(name: str) -> Layer:
-        return Layer(
-            name=name, op_type="MatMul", weights=(f"w_{name}",), params=6, output=f"y_{name}"
-        )
+        return Layer(name=name, op_type="MatMul", weights=(f"w_{name}",), params=6)
 
     def site(name: str, *layers: str, **options: object) -> Site:
         common = {"tensor": name, "consumers": ((layers[0], 0),), "is_weight": False}
@@ -254,13 +249,72 @@ def _scales(space: SearchSpace) -> dict[tuple[str, str], Array]:
     }
 
 
+def taken(space: SearchSpace, chosen: FormatMap) -> dict[str, str]:
+    return {name: fmt.name for name, fmt in space.formats_taken(chosen).items()}
+
+
 def test_a_tensor_of_several_layers_takes_the_fewest_bits_of_any() -> None:
     space = _space("int4", "int8", "float32")
     chosen = {"a": FORMATS["int8"], "b": FORMATS["int4"]}
-    formats = {site.name: space.site_format(site, chosen).name for site in space.sites}
-    assert formats == {"x": "int8", "r": "uint4", "w": "int4", "bias": "float32"}
+    assert taken(space, chosen) == {"x": "int8", "r": "uint4", "w": "int4", "bias": "float32"}
     chosen = {"a": FORMATS["float32"], "b": FORMATS["float32"]}
-    assert {space.site_format(site, chosen).name for site in space.sites} == {"float32"}
+    assert set(taken(space, chosen).values()) == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("operands", "reader", "expected"),
+    [
+        (("int4", "int8"), None, "uint8"),
+        (("int4", "float32"), None, "float32"),
+        (("int8", "int8"), "int4", "uint4"),
+        (("float32", "int8"), "int8", "uint8"),
+    ],
+)
+def test_what_is_computed_from_quantized_tensors_takes_the_widest_format_or_that_of_readers(
+    operands: tuple[str, str], reader: str | None, expected: str
+) -> None:
+    def site(name: str, *layers: str, **options: object) -> Site:
+        return Site(
+            name=name,
+            tensor=name,
+            layers=layers,
+            consumers=(),
+            is_weight=False,
+            **options,  # type: ignore[arg-type]
+        )
+
+    layers = ["a", "b", "reader"][: 2 + (reader is not None)]
+    space = SearchSpace(
+        tuple(Layer(name=name, op_type="Conv", weights=(), params=0) for name in layers),
+        (
+            site("x", "a"),
+            site("y", "b"),
+            site("sum", *layers[2:], operands=("x", "y"), unsigned=True),
+            site("pooled", operands=("sum",), unsigned=True),
+        ),
+        (FORMATS["int4"], FORMATS["int8"], FORMATS["float32"]),
+    )
+    chosen = dict(zip(layers, [FORMATS[n] for n in (*operands, reader) if n], strict=True))
+    assert taken(space, chosen) == {
+        "x": operands[0],
+        "y": operands[1],
+        "sum": expected,
+        "pooled": expected,
+    }
+
+
+def test_layers_of_a_group_decide_together() -> None:
+    names = ("a", "b", "c", "d", "e")
+    space = SearchSpace(
+        tuple(Layer(name=name, op_type="Conv", weights=(), params=0) for name in names),
+        (),
+        (FORMATS["int4"], FORMATS["int8"]),
+        groups=(("d", "b"), ("e", "c"), ("b", "e")),
+    )
+    assert space.decisions == (("a",), ("b", "c", "d", "e"))
+    chosen = space.assign((0, 1))
+    assert list(chosen) == list(names)
+    assert [fmt.name for fmt in chosen.values()] == ["int4", *["int8"] * 4]
 
 
 @pytest.mark.parametrize("name", ["int4", "int5", "int8", "int16", "e4m3", "bf16"])
@@ -268,7 +322,7 @@ def test_biases_are_int32_where_runtimes_may_add_them_to_sums_of_integers(name: 
     space = _space("int4", name)
     chosen = space.uniform(FORMATS[name])
     expected = "int32" if name in ("int5", "int8") else "float32"
-    assert space.site_format(space.site["bias"], chosen).name == expected
+    assert taken(space, chosen)["bias"] == expected
 
 
 def test_only_formats_with_a_scale_of_their_own_are_calibrated() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import support
 from onnx_fliqs.data import Dataset, batch_indices, input_specs, load_npz
-from onnx_fliqs.evaluate import run_dataset
+from onnx_fliqs.evaluation import run_dataset
 from onnx_fliqs.formats import FORMATS, Format, parse_format, parse_space
 from onnx_fliqs.model import load_model
 from onnx_fliqs.objective import Objective, choose_objective, quality
@@ -22,7 +22,7 @@ from onnx_fliqs.runtime import make_session
 from onnx_fliqs.sites import SiteValues
 from onnx_fliqs.targets import parse_target
 from onnx_fliqs.train_step import Batch, TrainState, TrainStep
-from onnx_fliqs.trainability import stopped_operators, trainable_parameters
+from onnx_fliqs.trainability import trainable_parameters
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 LR = 1e-3
@@ -61,8 +61,7 @@ class Task:
             searchable,
             objective=self.objective,
             parameters=found,
-            stopped=stopped_operators(canonical, outputs),
-            teacher=ir.to_proto(canonical).SerializeToString(),
+            teacher=canonical,
             shares=[size / sum(sizes) for size in sizes],
             workers=2,
         )

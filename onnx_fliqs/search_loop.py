@@ -18,12 +18,13 @@ import enum
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
@@ -44,10 +45,10 @@ from onnx_fliqs.controller import (
 from onnx_fliqs.cost import CostTable, cost_of, cost_table
 from onnx_fliqs.critic import Critic
 from onnx_fliqs.data import Dataset, batch_indices
-from onnx_fliqs.emit import emit
+from onnx_fliqs.emission import emit
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
-from onnx_fliqs.evaluate import run_dataset
-from onnx_fliqs.formats import Format
+from onnx_fliqs.evaluation import run_dataset, without_filling
+from onnx_fliqs.judged import exposed
 from onnx_fliqs.objective import quality
 from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
 from onnx_fliqs.prepare import make_batch, weights_of, with_weights
@@ -67,7 +68,7 @@ from onnx_fliqs.strategies import (
     uniform_choices,
 )
 from onnx_fliqs.train_step import Batch, TrainStep
-from onnx_fliqs.trainability import stopped_operators, trainable_parameters
+from onnx_fliqs.trainability import trainable_parameters
 
 __all__ = ["Phase", "Progress", "search"]
 
@@ -194,14 +195,15 @@ class _Run:
         self._step = TrainStep(
             searchable,
             objective=setup.objective,
-            parameters=trainable_parameters(setup.prepared.canonical, outputs),
-            stopped=stopped_operators(setup.prepared.canonical, outputs),
-            teacher=ir.to_proto(setup.prepared.canonical).SerializeToString(),
+            parameters=trainable_parameters(
+                exposed(setup.prepared.canonical, outputs), outputs
+            ),
+            teacher=setup.prepared.canonical,
             shares=[size / sum(self._parts) for size in self._parts],
             workers=config.threads,
         )
         self._held_out = _batches(setup.held_out, _EVALUATION_BATCH)
-        self._teacher = self._step.teacher_outputs(self._held_out)
+        self._teacher = self._without_filling(self._step.teacher_outputs(self._held_out))
 
     def close(self) -> None:
         self._step.close()
@@ -285,14 +287,7 @@ class _Run:
         return expected_cost(policy, self._costs)
 
     def _values(self, choices: Choices, scales: ScaleTable) -> SiteValues:
-        return self._space.values(self._formats(choices), scales)
-
-    def _formats(self, choices: Choices) -> dict[str, Format]:
-        formats = self._space.formats
-        return {
-            layer.name: formats[choice]
-            for layer, choice in zip(self._space.layers, choices, strict=True)
-        }
+        return self._space.values(self._space.assign(choices), scales)
 
     def _train(self, state: SearchState, choices: Choices) -> tuple[SearchState, float]:
         """One step on the weights; nothing where nothing trains."""
@@ -384,19 +379,24 @@ class _Run:
         assert state.final is not None
         values = self._values(state.final, state.scales)
         outputs, loss = self._step.judge(state.train, self._held_out, values)
-        count = len(self._setup.held_out)
-        metric = self._setup.objective.metric
         value = quality(
-            metric,
-            {name: array[:count] for name, array in outputs.items()},
+            self._setup.objective.metric,
+            self._without_filling(outputs),
             labels=self._setup.held_out.labels,
-            teacher={name: array[:count] for name, array in self._teacher.items()},
+            teacher=self._teacher,
         )
         best = state.best
         if best is None or _rank(value, loss) >= _rank(best.quality, best.loss):
             weights = {name: v.numpy() for name, v in state.train.parameters.items()}
             best = Best(value, loss, weights, state.scales)
         return replace(state, best=best), value
+
+    def _without_filling(
+        self, outputs: Mapping[str, npt.NDArray[Any]]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """What the held-out samples gave, each once."""
+        fed, samples = sum(b.size for b in self._held_out), len(self._setup.held_out)
+        return {name: without_filling(array, fed, samples) for name, array in outputs.items()}
 
     def _rescale(self, state: SearchState) -> Scales:
         """Thresholds that follow the weights, and running ones for the activations."""
@@ -436,7 +436,7 @@ class _Run:
         """Emit the best weights, verify the graph and measure it."""
         setup, best = self._setup, state.best
         assert state.final is not None and best is not None  # noqa: PT018 - after the loop
-        chosen = self._formats(state.final)
+        chosen = self._space.assign(state.final)
         emitted = emit(
             with_weights(setup.prepared.canonical, best.weights),
             self._space,
@@ -446,15 +446,8 @@ class _Run:
             [batch.inputs for batch in self._held_out[:_VERIFIED_BATCHES]],
         )
         names = setup.objective.outputs
-        session = make_session(
-            ir.to_proto(emitted.graph).SerializeToString(), level=emitted.level
-        )
-        count = len(setup.held_out)
-        teacher = {name: array[:count] for name, array in self._teacher.items()}
-        measure = {
-            "labels": setup.held_out.labels,
-            "teacher": teacher,
-        }
+        session = make_session(exposed(emitted.graph, names), level=emitted.level)
+        measure = {"labels": setup.held_out.labels, "teacher": self._teacher}
         outputs = run_dataset(session, setup.held_out, names)
         metric = setup.objective.metric
         return SearchResult(
@@ -466,7 +459,7 @@ class _Run:
             skipped=self._space.skipped,
             cost=cost_of(self._space, chosen),
             metric=metric.value,
-            float_quality=quality(metric, teacher, **measure),  # type: ignore[arg-type]
+            float_quality=quality(metric, self._teacher, **measure),  # type: ignore[arg-type]
             quantized_quality=quality(metric, outputs, **measure),  # type: ignore[arg-type]
             untrained_loss=state.untrained_loss,
             loss=best.loss,

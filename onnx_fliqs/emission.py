@@ -10,6 +10,8 @@ from onnx_ir.passes import common
 
 from onnx_fliqs._version import __version__
 from onnx_fliqs.errors import ModelError
+from onnx_fliqs.judged import compared_names, exposed
+from onnx_fliqs.passes.dequantize_after_gather import DequantizeAfterGatherPass
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
 from onnx_fliqs.passes.lower_opset import LowerOpsetPass
 from onnx_fliqs.passes.lower_sites import LowerSitesPass
@@ -92,17 +94,15 @@ def simulate(
     scales: ScaleTable,
     batches: Sequence[Mapping[str, Array]],
 ) -> list[dict[str, Array]]:
-    """The outputs of the searchable network under an assignment, batch by batch."""
+    """The judged values of the searchable network under an assignment, batch by batch."""
     model = canonical.clone()
     InsertSearchSitesPass(space)(model)
     values = space.values(chosen, scales)
     initializers = model.graph.initializers
     initializers[CODES].const_value = ir.tensor(values.codes.reshape(-1), name=CODES)
     initializers[SCALES].const_value = ir.tensor(values.scales, name=SCALES)
-    session = make_session(
-        ir.to_proto(model).SerializeToString(), level=OptimizationLevel.NONE
-    )
-    names = [value.name for value in session.get_outputs()]
+    names = compared_names(canonical)
+    session = make_session(exposed(model, names), level=OptimizationLevel.NONE)
     return [dict(zip(names, run_session(session, names, f), strict=True)) for f in batches]
 
 
@@ -126,6 +126,7 @@ def emit_graph(
     for step in (
         InsertSearchSitesPass(space),
         LowerSitesPass(space, chosen, scales, target),
+        DequantizeAfterGatherPass(),
         RemoveUnusedPass(),
         LowerOpsetPass(),
         common.ClearMetadataAndDocStringPass(),

@@ -9,15 +9,24 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.data import Dataset, check_labels, input_specs
-from onnx_fliqs.emit import required_level
-from onnx_fliqs.errors import ConfigError, DataError
-from onnx_fliqs.objective import Metric, choose_objective, quality
+from onnx_fliqs.emission import required_level
+from onnx_fliqs.errors import ConfigError, DataError, UnsupportedError
+from onnx_fliqs.judged import tensor_outputs
+from onnx_fliqs.objective import Metric, metric_of, quality
 from onnx_fliqs.runtime import OptimizationLevel, make_session, run_session
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["Evaluation", "evaluate_model", "feeds_of", "open_session", "run_dataset"]
+__all__ = [
+    "Evaluation",
+    "evaluate_model",
+    "feeds_of",
+    "open_session",
+    "run_dataset",
+    "scored_output",
+    "without_filling",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -34,6 +43,7 @@ class Evaluation:
     samples: int
     level: OptimizationLevel
     """At which ONNX Runtime ran it."""
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON (schema 1)."""
@@ -43,6 +53,7 @@ class Evaluation:
             "value": self.value,
             "samples": self.samples,
             "optimization_level": self.level.value,
+            "warnings": list(self.warnings),
         }
 
 
@@ -59,17 +70,39 @@ def feeds_of(dataset: Dataset) -> Iterator[dict[str, Array]]:
 def run_dataset(
     session: "InferenceSession", dataset: Dataset, names: Sequence[str]
 ) -> dict[str, Array]:
-    """Some outputs over a whole data set, joined along the samples."""
-    rows = [run_session(session, names, feeds) for feeds in feeds_of(dataset)]
+    """Some outputs over a whole data set, joined along the samples.
+
+    What is no tensor of numbers, or has another shape in another batch, is left out.
+    """
+    if not names:
+        return {}
+    batches = list(feeds_of(dataset))
+    rows = [run_session(session, names, feeds) for feeds in batches]
     joined = {}
     for i, name in enumerate(names):
         parts = [row[i] for row in rows]
+        if not all(isinstance(part, np.ndarray) and part.dtype.kind != "O" for part in parts):
+            continue
         if parts[0].ndim == 0:
             joined[name] = parts[0]
-            continue
-        whole = np.concatenate(parts)
-        joined[name] = whole[: len(dataset)] if dataset.fixed_batch else whole
+        elif len({part.shape[1:] for part in parts}) == 1:
+            fed = len(batches) * dataset.fixed_batch if dataset.fixed_batch else len(dataset)
+            joined[name] = without_filling(np.concatenate(parts), fed, len(dataset))
     return joined
+
+
+def without_filling(joined: Array, fed: int, samples: int) -> Array:
+    """Cut off what the samples gave that only filled up the last batch.
+
+    Args:
+        joined: An output over several batches; its first axis has the same number of rows for
+            each sample, or else is left as it is.
+        fed: Samples that were run.
+        samples: Samples that there are.
+    """
+    if joined.ndim == 0 or len(joined) % fed:
+        return joined
+    return joined[: len(joined) // fed * samples]
 
 
 def open_session(
@@ -77,7 +110,7 @@ def open_session(
 ) -> tuple["InferenceSession", OptimizationLevel]:
     """A session at the level that the model asks for in its metadata, or at a given one."""
     level = level or required_level(model)
-    return make_session(ir.to_proto(model).SerializeToString(), level=level), level
+    return make_session(model, level=level), level
 
 
 def evaluate_model(
@@ -98,13 +131,14 @@ def evaluate_model(
     Raises:
         ConfigError: Neither labels nor a model to compare with, or one of another signature.
         DataError: The labels do not fit the model's output.
+        UnsupportedError: The models have no outputs that can be compared.
     """
     if dataset.labels is None and against is None:
         raise ConfigError("the data has no `labels`: name the float model with --against")
     if against is not None:
         _check_signature(model, against)
     session, used = open_session(model, level)
-    names = [str(v.name) for v in model.graph.outputs if v.dtype in (None, ir.DataType.FLOAT)]
+    names = tensor_outputs(model)
     outputs = run_dataset(session, dataset, names)
     if dataset.labels is not None and against is None:
         scores = scored_output(outputs, dataset)
@@ -114,9 +148,37 @@ def evaluate_model(
     # The other model may fix another batch size.
     same = replace(dataset, specs=input_specs(against))
     reference = run_dataset(open_session(against)[0], same, names)
-    objective = choose_objective(against, reference, labelled=False, distillation=1.0)
-    value = quality(objective.metric, outputs, teacher=reference)
-    return Evaluation(objective.metric, value, len(dataset), used)
+    compared, left_out = _comparable(outputs, reference)
+    if not compared:
+        raise UnsupportedError("no output of the two models can be compared" + _why(left_out))
+    metric = metric_of(against, {name: reference[name] for name in compared})
+    value = quality(metric, {n: outputs[n] for n in compared}, teacher=reference)
+    warnings = tuple(f"output {name!r} is not compared: it {why}" for name, why in left_out)
+    return Evaluation(metric, value, len(dataset), used, warnings)
+
+
+def _comparable(
+    outputs: Mapping[str, Array], reference: Mapping[str, Array]
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Names of the outputs to compare, and of others with the reason why not.
+
+    Floats where there are any; otherwise whole numbers, for equality.
+    """
+    whole: list[str] = []
+    floats: list[str] = []
+    left_out: list[tuple[str, str]] = []
+    for name, expected in reference.items():
+        if name not in outputs or outputs[name].shape != expected.shape:
+            left_out.append((name, "has a shape that depends on the numbers in it"))
+        elif not expected.size:
+            left_out.append((name, "is empty"))
+        else:
+            (whole if expected.dtype.kind in "biu" else floats).append(name)
+    return floats or whole, left_out
+
+
+def _why(left_out: Sequence[tuple[str, str]]) -> str:
+    return f": {left_out[0][0]!r} {left_out[0][1]}" if left_out else ""
 
 
 def _check_signature(model: ir.Model, against: ir.Model) -> None:
@@ -140,19 +202,26 @@ def _listing(names: Iterable[str]) -> str:
 def scored_output(outputs: Mapping[str, Array], dataset: Dataset) -> dict[str, Array]:
     """The first output with a class axis, once the labels are known to fit it.
 
+    Without one: the first output of whole numbers that has one for each label.
+
     Raises:
         DataError: There is none, or the labels have another shape or too large a value.
     """
-    found = next(((k, v) for k, v in outputs.items() if v.ndim >= 2), None)
+    assert dataset.labels is not None
+    shape = dataset.labels.shape
+    whole = {k: v for k, v in outputs.items() if v.dtype.kind in "biu"}
+    scored = ((k, v) for k, v in outputs.items() if k not in whole and v.ndim >= 2)
+    found = next(scored, None)
     if found is None:
+        decided = ((k, v) for k, v in whole.items() if v.size == dataset.labels.size)
+        for name, classes in decided:
+            return {name: classes.reshape(shape)}
         raise DataError("labels were given, but no output has the shape [N, classes]")
     name, scores = found
-    assert dataset.labels is not None
     expected = (len(dataset), *scores.shape[2:])
-    if dataset.labels.shape != expected:
+    if shape != expected:
         raise DataError(
-            f"labels have the shape {list(dataset.labels.shape)}, but output {name!r} needs"
-            f" {list(expected)}"
+            f"labels have the shape {list(shape)}, but output {name!r} needs {list(expected)}"
         )
     check_labels(dataset, scores.shape[1])
     return {name: scores}

@@ -1,0 +1,85 @@
+"""Reads what files hold beyond the ONNX that onnx_ir and ONNX's checker know."""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import numpy as np
+import onnx
+
+__all__ = ["CONTRIB", "translate"]
+
+CONTRIB: Final = "com.microsoft"
+"""The domain of the operators that only ONNX Runtime has."""
+
+_CONSTANT_INITIALIZERS: Final = 4
+# ONNX Runtime's own operators that its optimizer and old converters write into the standard
+# domain, and the opset in which ONNX has one of that name, if it has.
+_UNMARKED: Final = {
+    "LayerNormalization": 17,
+    "SimplifiedLayerNormalization": None,
+    "ImageScaler": None,
+}
+
+
+def translate(model: onnx.ModelProto) -> None:
+    """Rewrite a model in place, so that nothing of it is refused or lost.
+
+    Sparse constants become dense. Operators of ONNX Runtime that pose as ONNX's move to the
+    domain where they belong, and initializers need not be inputs.
+
+    Raises:
+        IndexError, ValueError: A sparse constant contradicts itself.
+    """
+    # The first version in which an initializer need not be an input. ONNX Runtime's optimizer
+    # adds initializers to files of older ones.
+    model.ir_version = max(model.ir_version, _CONSTANT_INITIALIZERS)
+    _translate(model)
+    for function in model.functions:
+        _translate(function)
+    for graph in _bodies(model.graph.node):
+        _make_dense(graph)
+    _make_dense(model.graph)
+
+
+def _translate(scope: onnx.ModelProto | onnx.FunctionProto) -> None:
+    """Rewrite the nodes of a model or function, those of its bodies included."""
+    top = scope.graph.node if isinstance(scope, onnx.ModelProto) else scope.node
+    nodes = [*top, *(node for graph in _bodies(top) for node in graph.node)]
+    opset = next((entry.version for entry in scope.opset_import if not entry.domain), 0)
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("sparse_tensor"):
+                dense = _dense(attribute.sparse_tensor)
+                attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
+        since = _UNMARKED.get(node.op_type, 0)
+        if not node.domain and (since is None or opset < since):
+            node.domain = CONTRIB
+    imported = any(entry.domain == CONTRIB for entry in scope.opset_import)
+    if not imported and any(node.domain == CONTRIB for node in nodes):
+        scope.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))
+
+
+def _bodies(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    """The bodies of control flow, and those inside."""
+    for node in nodes:
+        for attribute in node.attribute:
+            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield body
+                yield from _bodies(body.node)
+
+
+def _make_dense(graph: onnx.GraphProto) -> None:
+    for sparse in graph.sparse_initializer:
+        graph.initializer.append(_dense(sparse))
+    del graph.sparse_initializer[:]
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    values = onnx.numpy_helper.to_array(sparse.values)
+    positions = onnx.numpy_helper.to_array(sparse.indices)
+    array = np.zeros(tuple(sparse.dims), values.dtype)
+    if positions.ndim == 2:
+        array[tuple(positions.T)] = values
+    else:
+        array.reshape(-1)[positions] = values
+    return onnx.numpy_helper.from_array(array, sparse.values.name)

@@ -1,0 +1,247 @@
+"""Decides which tensors get a site: weights, activations and biases of the layers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeAlias
+
+import onnx_ir as ir
+
+from onnx_fliqs.formats import Format
+from onnx_fliqs.layer_operators import channel_axis, constant, operands, weights
+from onnx_fliqs.partition import united
+from onnx_fliqs.signs import REARRANGING, padding
+from onnx_fliqs.sites import Layer, Site, computed_in_integers
+from onnx_fliqs.targets import Placement, Target
+
+__all__ = ["place_sites"]
+
+Nodes: TypeAlias = Mapping[str, ir.Node]
+
+# What integer kernels compute in the same pass as the operator in front of it.
+_ACTIVATIONS: Final = frozenset({"Relu", "Clip"})
+# Operators between layers that run on integers if all that they read and write are integers.
+_BETWEEN: Final = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"})
+
+
+def place_sites(
+    model: ir.Model,
+    layers: Sequence[Layer],
+    nodes: Nodes,
+    target: Target,
+    formats: Sequence[Format],
+) -> tuple[Site, ...]:
+    """The sites of some layers, all of them signed.
+
+    Args:
+        model: A canonical model.
+        layers: In the graph's order.
+        nodes: The node of each layer, by name.
+        target: Decides which activations get a site.
+        formats: What can be chosen; biases have a site only if some of it runs in integers.
+    """
+    full = [layer for layer in layers if layer.weight_only is None]
+    activations = (
+        _layer_input_sites(full, nodes)
+        if target.placement is Placement.LAYER_INPUTS
+        else _tensor_sites(model, full, nodes, target)
+    )
+    stored = _weight_sites(layers, nodes)
+    biases: list[Site] = []
+    if any(computed_in_integers(fmt) for fmt in formats):
+        biases = _bias_sites(full, nodes, (*activations, *stored))
+    return (*activations, *stored, *biases)
+
+
+def _activations(node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
+    """The operands of a layer that are computed, with their indices."""
+    for index in operands(node):
+        value = node.inputs[index]
+        if value is not None and constant(value) is None:
+            yield index, value
+
+
+def _layer_input_sites(layers: Sequence[Layer], nodes: Nodes) -> list[Site]:
+    return [
+        Site(
+            name=f"{value.name}@{layer.name}:{index}",
+            tensor=str(value.name),
+            layers=(layer.name,),
+            consumers=((layer.name, index),),
+            is_weight=False,
+        )
+        for layer in layers
+        for index, value in _activations(nodes[layer.name])
+    ]
+
+
+# --- weights and biases --------------------------------------------------------------------
+
+
+def _weight_sites(layers: Sequence[Layer], nodes: Nodes) -> list[Site]:
+    """One site for each weight, whatever the number of layers that read it."""
+    uses: dict[ir.Value, list[tuple[Layer, int]]] = {}
+    for layer in layers:
+        for index, value in weights(nodes[layer.name]):
+            uses.setdefault(value, []).append((layer, index))
+    sites = []
+    for value, readers in uses.items():
+        tensor = constant(value)
+        assert tensor is not None
+        axis = _common_axis(readers, nodes)
+        names = dict.fromkeys(layer.name for layer, _ in readers)
+        sites.append(
+            Site(
+                name=f"{value.name}@{readers[0][0].name}",
+                tensor=str(value.name),
+                layers=tuple(names),
+                consumers=tuple((layer.name, index) for layer, index in readers),
+                is_weight=True,
+                axis=axis,
+                channels=1 if axis is None else int(tensor.shape[axis]),  # type: ignore[arg-type]
+                rank=len(tensor.shape),
+            )
+        )
+    return sites
+
+
+def _common_axis(readers: Sequence[tuple[Layer, int]], nodes: Nodes) -> int | None:
+    """The axis that all readers want, if they agree; who multiplies in float takes any."""
+    strict = [(layer, index) for layer, index in readers if layer.weight_only is None]
+    axes = {channel_axis(nodes[layer.name], index) for layer, index in strict or readers}
+    return axes.pop() if len(axes) == 1 else None
+
+
+def _bias_sites(
+    layers: Sequence[Layer], nodes: Nodes, operand_sites: Sequence[Site]
+) -> list[Site]:
+    """Sites of the biases that integer kernels add to their int32 sums."""
+    read_by = {use: site for site in operand_sites for use in site.consumers}
+    sites = []
+    for layer in layers:
+        node = nodes[layer.name]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        tensor = constant(bias)
+        first, second = (read_by.get((layer.name, index)) for index in (0, 1))
+        if bias is None or tensor is None or first is None or second is None:
+            continue
+        scaled = any(node.attributes.get_float(a, 1.0) != 1.0 for a in ("alpha", "beta"))
+        fits = first.axis is None and second.channels in (1, tensor.size)
+        if scaled or not fits or len(tensor.shape) != 1:
+            continue
+        per_channel = second.channels > 1
+        sites.append(
+            Site(
+                name=f"{bias.name}@{layer.name}:bias",
+                tensor=str(bias.name),
+                layers=(layer.name,),
+                consumers=((layer.name, 2),),
+                is_weight=True,
+                axis=0 if per_channel else None,
+                channels=second.channels,
+                rank=1,
+                bias_of=(first.name, second.name),
+            )
+        )
+    return sites
+
+
+# --- one site per tensor -------------------------------------------------------------------
+
+
+@dataclass
+class _Tensors:
+    """What integer kernels read and write."""
+
+    readers: dict[ir.Value, list[str]] = field(default_factory=dict)
+    """The layers that read a tensor."""
+    makers: dict[ir.Value, str] = field(default_factory=dict)
+    """The layer that writes it."""
+    operands: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
+    """What an operator between layers computes it from."""
+    same_scale: list[tuple[ir.Value, ...]] = field(default_factory=list)
+    """Tensors that share a scale."""
+
+    def has_site(self, value: ir.Value | None) -> bool:
+        """Whether a tensor may be quantized. Outputs of the graph stay float."""
+        if value is None or not value.uses():
+            return False
+        if value.is_graph_output():
+            return value in self.readers
+        return value in self.readers or value in self.makers or value in self.operands
+
+
+def _tensor_sites(
+    model: ir.Model, layers: Sequence[Layer], nodes: Nodes, target: Target
+) -> list[Site]:
+    """One site for each tensor that integer kernels read or write.
+
+    Inputs and outputs of layers; outputs of the operators between them that read nothing else;
+    and rearrangements of quantized tensors, on the same scale.
+    """
+    found = _Tensors()
+    for layer in layers:
+        for _, value in _activations(nodes[layer.name]):
+            found.readers.setdefault(value, []).append(layer.name)
+        found.makers[_after_activation(nodes[layer.name].outputs[0])] = layer.name
+    for node in model.graph:
+        if not node.domain and node.name not in nodes:
+            _look_between(node, found, target)
+    order = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+    quantized = [value for value in order if found.has_site(value)]
+    return _with_shared_scales([_tensor_site(value, found) for value in quantized], found)
+
+
+def _look_between(node: ir.Node, found: _Tensors, target: Target) -> None:
+    """Note what an operator that is no layer does with quantized tensors."""
+    inputs = tuple(value for value in node.inputs if value is not None)
+    if node.op_type in _BETWEEN and all(found.has_site(value) for value in inputs):
+        made = _after_activation(node.outputs[0])
+        found.operands[made] = inputs
+        if node.op_type in target.shared_scale_ops and made is node.outputs[0]:
+            found.same_scale.append((*inputs, made))
+    elif _keeps_grid(node) and found.has_site(node.inputs[0]):
+        # The second output of MaxPool is indices.
+        for made in node.outputs if node.op_type == "Split" else node.outputs[:1]:
+            found.operands[made] = inputs[:1]
+            found.same_scale.append((inputs[0], made))
+
+
+def _after_activation(value: ir.Value) -> ir.Value:
+    """The value after a Relu or Clip that integer kernels compute in the same pass."""
+    uses = list(value.uses())
+    if len(uses) == 1 and not value.is_graph_output():
+        node, index = uses[0]
+        if node.op_type in _ACTIVATIONS and not node.domain and index == 0:
+            return node.outputs[0]
+    return value
+
+
+def _keeps_grid(node: ir.Node) -> bool:
+    """Whether the output holds only numbers of the first input, and zeros."""
+    if node.op_type == "Pad":
+        return padding(node) == 0
+    return node.op_type in REARRANGING
+
+
+def _tensor_site(value: ir.Value, found: _Tensors) -> Site:
+    deciding = (*found.readers.get(value, ()), *filter(None, [found.makers.get(value)]))
+    return Site(
+        name=f"{value.name}@all",
+        tensor=str(value.name),
+        layers=tuple(dict.fromkeys(deciding)),
+        consumers=tuple((str(node.name), index) for node, index in value.uses()),
+        is_weight=False,
+        operands=tuple(f"{operand.name}@all" for operand in found.operands.get(value, ())),
+    )
+
+
+def _with_shared_scales(sites: Sequence[Site], found: _Tensors) -> list[Site]:
+    """Tie the sites that share a scale to the first of them."""
+    names = {site.tensor: site.name for site in sites}
+    groups = [
+        [names[str(value.name)] for value in values]
+        for values in found.same_scale
+        if all(value.name in names for value in values)
+    ]
+    first = {name: part[0] for part in united(names.values(), groups) for name in part[1:]}
+    return [replace(site, same_scale_as=first.get(site.name)) for site in sites]

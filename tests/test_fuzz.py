@@ -1,0 +1,227 @@
+"""Random small models: the same numbers from the original to the emitted graph.
+
+The default suite tries the same few models every time. ``ONNX_FLIQS_FUZZ=5000`` tries that
+many new ones; ``--hypothesis-seed`` then repeats a run.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import onnxruntime as ort
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from fuzz_builder import BATCH, FuzzModel
+from fuzz_models import fuzz_models
+from onnx_fliqs.data import Dataset, input_specs
+from onnx_fliqs.emission import emit
+from onnx_fliqs.errors import UnsupportedError
+from onnx_fliqs.evaluation import run_dataset
+from onnx_fliqs.formats import FORMATS, Format
+from onnx_fliqs.judged import exposed, judged_values
+from onnx_fliqs.objective import choose_objective
+from onnx_fliqs.passes.canonicalise import canonicalise
+from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
+from onnx_fliqs.prepare import Prepared, calibrate, prepare
+from onnx_fliqs.runtime import make_session
+from onnx_fliqs.sites import FormatMap, ScaleTable
+from onnx_fliqs.targets import TARGETS, Target
+from onnx_fliqs.train_step import Batch, TrainStep
+from onnx_fliqs.trainability import trainable_parameters, why_frozen
+from support import SEARCHED, Feeds
+
+_EXAMPLES: Final = int(os.environ.get("ONNX_FLIQS_FUZZ", "0"))
+_FOLDED: Final = 1e-4
+"""Largest change by canonicalisation, as a share of an output's largest number: folding and
+the kernels of another opset add in another order."""
+_LAYER_OPS: Final = frozenset(
+    ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN")
+)
+
+
+@settings(
+    max_examples=_EXAMPLES or 60,
+    derandomize=not _EXAMPLES,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(case=fuzz_models(), target=st.sampled_from([*TARGETS]), seed=st.integers(0, 999))
+def test_a_random_model_keeps_its_numbers(case: FuzzModel, target: str, seed: int) -> None:
+    note(str(case))
+    check_canonical(case, seed)
+    network = calibrated_network(case, TARGETS[target], seed)
+    if network is not None:
+        check_layers(network.prepared)
+        check_float_format(network)
+        check_emission(network, seed)
+        check_training(network, seed)
+
+
+# --- the properties ------------------------------------------------------------------------
+
+
+def check_canonical(case: FuzzModel, seed: int) -> None:
+    """A canonical model computes what the original does."""
+    original = ir.from_proto(case.proto)
+    canonical = canonicalise(ir.from_proto(case.proto))
+    for batch in (BATCH, BATCH + 1):
+        feeds = case.feeds(seed + batch, batch)
+        for got, want in zip(run(canonical, feeds), run(original, feeds), strict=True):
+            assert got.shape == want.shape
+            largest = max(1e-3, float(np.abs(want).max(initial=0.0)))
+            np.testing.assert_allclose(got, want, rtol=0, atol=_FOLDED * largest)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A canonical model with what was found in it, its thresholds and some inputs."""
+
+    prepared: Prepared
+    scales: ScaleTable
+    target: Target
+    feeds: Feeds
+
+    def searchable(self, chosen: FormatMap) -> ir.Model:
+        """The graph with sites under an assignment."""
+        model = self.prepared.canonical.clone()
+        InsertSearchSitesPass(self.prepared.space)(model)
+        values = self.prepared.space.values(chosen, self.scales)
+        for name, array in ((CODES, values.codes.reshape(-1)), (SCALES, values.scales)):
+            model.graph.initializers[name].const_value = ir.tensor(array, name=name)
+        return model
+
+    def random_formats(self, seed: int) -> dict[str, Format]:
+        """A random choice for every decision."""
+        rng, space = np.random.default_rng(seed), self.prepared.space
+        choices = rng.integers(len(space.formats), size=len(space.decisions))
+        return space.assign([int(choice) for choice in choices])
+
+
+def calibrated_network(case: FuzzModel, target: Target, seed: int) -> Network | None:
+    """What a search starts from; None where there is no layer."""
+    model, feeds = ir.from_proto(case.proto), case.feeds(seed)
+    data = Dataset(feeds, None, input_specs(model))
+    formats = [f for f in SEARCHED if target.formats is None or f.name in target.formats]
+    try:
+        prepared = prepare(model, data, target, formats)
+    except UnsupportedError as error:
+        if "no quantizable layer" not in str(error):
+            raise
+        return None
+    prepared, scales, _ = calibrate(prepared, data, 0)
+    return Network(prepared, scales, target, feeds)
+
+
+def check_layers(prepared: Prepared) -> None:
+    """What looks like a layer is one, or was left out for a reason."""
+    known = set(prepared.space.layer) | {item.name for item in prepared.space.skipped}
+    assert all(item.reason for item in prepared.space.skipped)
+    for node, holders in nodes_with_holders(prepared.canonical.graph):
+        if node.op_type in _LAYER_OPS or is_embedding(node):
+            names = {str(each.name) for each in (node, *holders)}
+            assert names & known, f"nothing is said about {node.op_type} {node.name}"
+
+
+def check_float_format(network: Network) -> None:
+    """Sites of the float format change no bit."""
+    plain = run(network.prepared.canonical, network.feeds)
+    searchable = network.prepared.canonical.clone()
+    InsertSearchSitesPass(network.prepared.space)(searchable)
+    for model in (
+        searchable,
+        network.searchable(network.prepared.space.uniform(FORMATS["float32"])),
+    ):
+        assert_same(run(model, network.feeds), plain)
+
+
+def check_emission(network: Network, seed: int) -> None:
+    """An emitted graph computes what was searched, is valid, and runs optimised."""
+    chosen = network.random_formats(seed)
+    prepared = network.prepared
+    operands = prepared.canonical, prepared.space, chosen, network.scales, network.target
+    emitted = emit(*operands, [network.feeds])
+    searched = run(network.searchable(chosen), network.feeds)
+    assert_same(run(emitted.graph, network.feeds), searched)
+
+
+def check_training(network: Network, seed: int) -> None:
+    """A step gives a finite loss and gradient; layers that it does not reach have a reason."""
+    canonical, space = network.prepared.canonical, network.prepared.space
+    feeds, chosen = network.feeds, network.random_formats(seed)
+    outputs = [judged.name for judged in judged_values(canonical)]
+    judged = exposed(canonical, outputs)
+    data = Dataset(feeds, None, input_specs(canonical))
+    teacher = run_dataset(make_session(judged), data, outputs)
+    objective = choose_objective(canonical, teacher, labelled=False, distillation=0.5)
+    parameters = trainable_parameters(judged, objective.outputs)
+    frozen = why_frozen(judged, space.layers, objective.outputs)
+    for layer in space.layers:
+        assert set(layer.weights) <= set(parameters) or frozen.get(layer.name), layer.name
+    searchable = canonical.clone()
+    InsertSearchSitesPass(space)(searchable)
+    step = TrainStep(
+        searchable,
+        objective=objective,
+        parameters=parameters,
+        teacher=canonical,
+        shares=[1.0],
+        workers=1,
+    )
+    size = max(len(array) for array in feeds.values() if array.ndim)
+    values, batch = space.values(chosen, network.scales), Batch(feeds, None, size)
+    try:
+        assert np.isfinite(step.losses(step.initial(), batch, [values])).all()
+        if parameters:
+            report = step.step(step.initial(), [batch], values, 1e-3)[1]
+            assert np.isfinite(report.loss)
+            assert report.applied
+    finally:
+        step.close()
+
+
+# --- helpers -------------------------------------------------------------------------------
+
+
+def run(model: ir.Model, feeds: Feeds) -> list[npt.NDArray[Any]]:
+    """Run unoptimised, with the same kernels for constant as for computed weights.
+
+    ONNX Runtime packs constant weights beforehand, and sums packed ones in another order.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    session = ort.InferenceSession(
+        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return list(session.run(None, feeds))
+
+
+def assert_same(found: Sequence[npt.NDArray[Any]], wanted: Sequence[npt.NDArray[Any]]) -> None:
+    for got, want in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def nodes_with_holders(
+    graph: ir.Graph, holders: tuple[ir.Node, ...] = ()
+) -> Iterator[tuple[ir.Node, tuple[ir.Node, ...]]]:
+    """Every node, and the control flow that it stands in."""
+    for node in graph:
+        yield node, holders
+        for attribute in node.attributes.values():
+            if attribute.type is ir.AttributeType.GRAPH:
+                yield from nodes_with_holders(attribute.as_graph(), (*holders, node))
+
+
+def is_embedding(node: ir.Node) -> bool:
+    """Whether a Gather reads rows of a constant float matrix."""
+    value = node.inputs[0] if node.op_type == "Gather" else None
+    tensor = None if value is None else value.const_value
+    return tensor is not None and tensor.dtype is ir.DataType.FLOAT and len(tensor.shape) == 2

@@ -1,0 +1,73 @@
+"""What is never negative, beside the cases of ``test_find_layers``."""
+
+import pytest
+
+from onnx_fliqs.find_layers import find_layers
+from onnx_fliqs.formats import FORMATS
+from onnx_fliqs.passes.canonicalise import canonicalise
+from onnx_fliqs.signs import mark_unsigned
+from onnx_fliqs.targets import TARGETS
+from support import model
+
+TEXT = """g (float[N,2,4,4] x, float[N,2,4,4] z) => (float[N,4,4,4] y) {{
+    {text}
+    t = Concat <axis = 1> (a, z)
+    [conv] y = Conv (t, w) }}"""
+ALWAYS = ["a = Mul (x, x)", "a = Mul (z, z)", "e = Exp (x) a = Mul (e, e)"]
+OF_A_POSITIVE_INPUT = [
+    "a = Identity (x)",
+    "a = AveragePool <kernel_shape = [1, 1]> (x)",
+    "f = Transpose (x) g = Transpose (f) a = Add (g, x)",
+]
+NEVER = ["a = Neg (x)", "a = Mul (x, z)", "a = Tanh (x)", "a = Sub (x, x)"]
+
+
+def unsigned(text: str, *inputs: str) -> bool:
+    built = model(TEXT.format(text=text), weights={"w": (4, 4, 1, 1)})
+    plain = canonicalise(built)
+    space = find_layers(plain, TARGETS["generic"], [FORMATS["int8"]])
+    (site,) = [s for s in mark_unsigned(plain, space, inputs).sites if not s.is_weight]
+    return site.unsigned
+
+
+@pytest.mark.parametrize("text", ALWAYS)
+def test_some_values_are_never_negative(text: str) -> None:
+    assert unsigned(text, "z")
+    assert not unsigned(text)
+
+
+@pytest.mark.parametrize("text", OF_A_POSITIVE_INPUT)
+def test_others_are_not_if_an_input_is_not(text: str) -> None:
+    assert unsigned(text, "x", "z")
+    assert not unsigned(text, "z")
+    assert not unsigned(text, "x")
+
+
+@pytest.mark.parametrize("text", NEVER)
+def test_others_may_be_negative_whatever_the_inputs_are(text: str) -> None:
+    assert not unsigned(text, "z")
+    assert (text == "a = Mul (x, z)") == unsigned(text, "x", "z")
+
+
+def test_a_long_chain_of_squares_takes_no_time() -> None:
+    # Each doubles the paths to the first.
+    steps = "".join(f"v{i + 1} = Mul (v{i}, v{i})\n" for i in range(200))
+    assert unsigned(f"v0 = Sigmoid (x)\n{steps} a = Mul (v200, v200)", "z")
+
+
+def test_sites_of_one_scale_are_all_unsigned_or_none() -> None:
+    plain = canonicalise(
+        model(
+            """g (float[N,2,4,4] x) => (float[N,2,4,4] y) {
+                [c1] a = Conv (x, w1)
+                r = Relu (a)
+                t = Concat <axis = 1> (r, x)
+                [c2] y = Conv (t, w2) }""",
+            weights={"w1": (2, 2, 1, 1), "w2": (2, 4, 1, 1)},
+        )
+    )
+    space = find_layers(plain, TARGETS["ort-cpu"], [FORMATS["int8"]])
+    for inputs, expected in (((), False), (("x",), True)):
+        marked = mark_unsigned(plain, space, inputs)
+        signs = {s.tensor: s.unsigned for s in marked.sites if not s.is_weight}
+        assert signs == dict.fromkeys(("x", "r", "t"), expected)
