@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.cost import cost_of
-from onnx_fliqs.data import Dataset, input_specs, load_npz, synthetic
+from onnx_fliqs.data import Dataset, input_specs, load_npz
 from onnx_fliqs.emission import TARGET_KEY, required_level
 from onnx_fliqs.emission import emit as emit_verified
 from onnx_fliqs.errors import (
@@ -308,7 +308,7 @@ def validate(
     graph = _model(model)
     profile = parse_target(target or graph.metadata_props.get(TARGET_KEY, "generic"))
     dataset = (
-        synthetic(input_specs(graph), _VALIDATION_SAMPLES, _SEED)
+        synthetic_data(graph, _VALIDATION_SAMPLES, _SEED)
         if data is None
         else _dataset(data, graph)
     )

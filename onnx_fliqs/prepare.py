@@ -19,6 +19,7 @@ from onnx_fliqs.calibrate import (
 from onnx_fliqs.data import Dataset, input_specs, synthetic
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.formats import Format
+from onnx_fliqs.index_ranges import index_ranges
 from onnx_fliqs.layer_operators import macs
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.signs import mark_unsigned
@@ -74,7 +75,7 @@ def prepare(
     canonical = canonicalise(model.clone(), remove_quantization=remove_quantization)
     space = find_layers(canonical, target, formats)
     if dataset is None:
-        dataset = synthetic(input_specs(canonical), 1, 0)
+        dataset = synthetic_data(canonical, 1, 0)
     return Prepared(canonical, _with_macs(canonical, space, dataset))
 
 
@@ -186,8 +187,8 @@ def weights_of(model: ir.Model, space: SearchSpace) -> dict[str, npt.NDArray[Any
 
 
 def synthetic_data(model: ir.Model, samples: int, seed: int) -> Dataset:
-    """Made-up inputs for a model without data (its ranges come from its input types)."""
-    return synthetic(input_specs(model), samples, seed)
+    """Made-up inputs for a model without data, in the ranges that its graph tells."""
+    return synthetic(input_specs(model), samples, seed, ranges=index_ranges(model))
 
 
 def with_weights(model: ir.Model, weights: Mapping[str, npt.NDArray[Any]]) -> ir.Model:

@@ -298,7 +298,7 @@ def test_a_large_weight_is_represented_by_some_of_each_channel(
     monkeypatch.setattr("onnx_fliqs.calibrate._LARGE_WEIGHT", 4096)
     (part,) = distortions(space, {}, weights, case.scales)
     assert part != whole
-    np.testing.assert_allclose(part, whole, rtol=0.05)
+    np.testing.assert_allclose(part, whole, rtol=0.1)  # an eighth of the numbers
 
 
 def test_an_unsigned_site_is_calibrated_in_the_unsigned_format() -> None:

@@ -263,15 +263,16 @@ def test_inputs_that_do_not_fit_each_other_are_refused_in_one_line(tmp_path: Pat
     assert "cannot run the model" in refused(1, "search", path, "--data", data, *FAST)
 
 
-def test_integer_model_inputs_need_data(tmp_path: Path) -> None:
-    path = tmp_path / "ids.onnx"
+def test_text_as_a_model_input_needs_data(tmp_path: Path) -> None:
+    path = tmp_path / "text.onnx"
     model = parser.parse_model(
-        '<ir_version: 8, opset_import: ["" : 17]> g (int64[N, 4] ids) => (float[N, 3] y)'
+        '<ir_version: 8, opset_import: ["" : 17]>'
+        " g (string[N, 4] words, float[N, 4] x) => (float[N, 3] y, string[N, 4] same)"
         " <float[4, 3] w = {1,2,3,4,5,6,7,8,9,10,11,12}>"
-        " { x = Cast <to = 1> (ids)  y = MatMul (x, w) }"
+        " { same = Identity (words)  y = MatMul (x, w) }"
     )
     onnx.save(model, path)
-    assert "ids" in refused(1, "search", path, *FAST)
+    assert "input 'words' is string" in refused(1, "search", path, *FAST)
     assert run("inspect", path).exit_code == 0
 
 

@@ -5,7 +5,7 @@ many new ones; ``--hypothesis-seed`` then repeats a run.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,13 +39,16 @@ _EXAMPLES: Final = int(os.environ.get("ONNX_FLIQS_FUZZ", "0"))
 _FOLDED: Final = 1e-4
 """Largest change by canonicalisation, as a share of an output's largest number: folding and
 the kernels of another opset add in another order."""
+_LAST_BIT: Final = 1e-6
+"""Largest difference of an emitted graph: a bias of more than 2^24 steps is rounded once more
+where it is dequantized."""
 _LAYER_OPS: Final = frozenset(
     ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN")
 )
 
 
 @settings(
-    max_examples=_EXAMPLES or 60,
+    max_examples=_EXAMPLES or 100,
     derandomize=not _EXAMPLES,
     database=None,
     deadline=None,
@@ -73,9 +76,7 @@ def check_canonical(case: FuzzModel, seed: int) -> None:
     for batch in (BATCH, BATCH + 1):
         feeds = case.feeds(seed + batch, batch)
         for got, want in zip(run(canonical, feeds), run(original, feeds), strict=True):
-            assert got.shape == want.shape
-            largest = max(1e-3, float(np.abs(want).max(initial=0.0)))
-            np.testing.assert_allclose(got, want, rtol=0, atol=_FOLDED * largest)
+            assert_near(got, want, _FOLDED)
 
 
 @dataclass(frozen=True)
@@ -130,14 +131,13 @@ def check_layers(prepared: Prepared) -> None:
 
 def check_float_format(network: Network) -> None:
     """Sites of the float format change no bit."""
-    plain = run(network.prepared.canonical, network.feeds)
-    searchable = network.prepared.canonical.clone()
-    InsertSearchSitesPass(network.prepared.space)(searchable)
-    for model in (
-        searchable,
-        network.searchable(network.prepared.space.uniform(FORMATS["float32"])),
-    ):
-        assert_same(run(model, network.feeds), plain)
+    canonical, space = network.prepared.canonical, network.prepared.space
+    inserted = canonical.clone()
+    InsertSearchSitesPass(space)(inserted)
+    plain = run(canonical, network.feeds)
+    for model in (inserted, network.searchable(space.uniform(FORMATS["float32"]))):
+        for got, want in zip(run(model, network.feeds), plain, strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 def check_emission(network: Network, seed: int) -> None:
@@ -147,7 +147,8 @@ def check_emission(network: Network, seed: int) -> None:
     operands = prepared.canonical, prepared.space, chosen, network.scales, network.target
     emitted = emit(*operands, [network.feeds])
     searched = run(network.searchable(chosen), network.feeds)
-    assert_same(run(emitted.graph, network.feeds), searched)
+    for got, want in zip(run(emitted.graph, network.feeds), searched, strict=True):
+        assert_near(got, want, _LAST_BIT)
 
 
 def check_training(network: Network, seed: int) -> None:
@@ -204,9 +205,11 @@ def run(model: ir.Model, feeds: Feeds) -> list[npt.NDArray[Any]]:
     return list(session.run(None, feeds))
 
 
-def assert_same(found: Sequence[npt.NDArray[Any]], wanted: Sequence[npt.NDArray[Any]]) -> None:
-    for got, want in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(got, want)
+def assert_near(got: npt.NDArray[Any], want: npt.NDArray[Any], share: float) -> None:
+    """Equal to within a share of the largest number (or of a thousandth, if all are less)."""
+    assert got.shape == want.shape
+    largest = max(1e-3, float(np.abs(want).max(initial=0.0)))
+    np.testing.assert_allclose(got, want, rtol=0, atol=share * largest)
 
 
 def nodes_with_holders(
