@@ -60,8 +60,8 @@ def _atanh(op: Ops, x: ir.Value, _y: ir.Value, _node: ir.Node) -> ir.Value:
 
 
 def _celu(op: Ops, x: ir.Value, y: ir.Value, node: ir.Node) -> ir.Value:
-    scaled = op.Div(y, _of(node, "alpha", _CELU_ALPHA))
-    return op.Where(op.Less(x, 0.0), op.Add(scaled, 1.0), 1.0)
+    below = op.Add(op.Div(y, _of(node, "alpha", _CELU_ALPHA)), 1.0)
+    return _choose(op, op.Less(x, 0.0), below, 1.0)
 
 
 def _cosh(op: Ops, x: ir.Value, _y: ir.Value, _node: ir.Node) -> ir.Value:
@@ -69,22 +69,24 @@ def _cosh(op: Ops, x: ir.Value, _y: ir.Value, _node: ir.Node) -> ir.Value:
 
 
 def _elu(op: Ops, x: ir.Value, y: ir.Value, node: ir.Node) -> ir.Value:
-    alpha = _of(node, "alpha", _ELU_ALPHA)
-    return op.Where(op.Less(x, 0.0), op.Add(y, alpha), 1.0)
+    below = op.Add(y, _of(node, "alpha", _ELU_ALPHA))
+    return _choose(op, op.Less(x, 0.0), below, 1.0)
 
 
 def _hard_sigmoid(op: Ops, _x: ir.Value, y: ir.Value, node: ir.Node) -> ir.Value:
     inside = op.And(op.Greater(y, 0.0), op.Less(y, 1.0))
-    return op.Where(inside, _of(node, "alpha", _HARD_SIGMOID_ALPHA), 0.0)
+    return op.Mul(op.cast(inside), _of(node, "alpha", _HARD_SIGMOID_ALPHA))
 
 
 def _hard_swish(op: Ops, x: ir.Value, _y: ir.Value, _node: ir.Node) -> ir.Value:
-    bend = op.Add(op.Div(x, 3.0), 0.5)
-    return op.Where(op.Less(op.Abs(x), 3.0), bend, op.cast(op.Greater(x, 0.0)))
+    gate = op.HardSigmoid(x, alpha=1 / 6, beta=0.5)
+    inside = op.cast(op.Less(op.Abs(x), 3.0))
+    return op.Add(gate, op.Mul(op.Div(x, 6.0), inside))
 
 
 def _leaky_relu(op: Ops, x: ir.Value, _y: ir.Value, node: ir.Node) -> ir.Value:
-    return op.Where(op.Less(x, 0.0), _of(node, "alpha", _LEAKY_RELU_ALPHA), 1.0)
+    alpha = _of(node, "alpha", _LEAKY_RELU_ALPHA)
+    return op.Add(op.Mul(op.cast(op.Less(x, 0.0)), alpha - 1), 1.0)
 
 
 def _mish(op: Ops, x: ir.Value, _y: ir.Value, _node: ir.Node) -> ir.Value:
@@ -93,10 +95,14 @@ def _mish(op: Ops, x: ir.Value, _y: ir.Value, _node: ir.Node) -> ir.Value:
     return op.Add(gate, op.Mul(x, slope))
 
 
+def _relu(op: Ops, _x: ir.Value, y: ir.Value, _node: ir.Node) -> ir.Value:
+    return op.cast(op.Greater(y, 0.0))
+
+
 def _selu(op: Ops, x: ir.Value, y: ir.Value, node: ir.Node) -> ir.Value:
     gamma = _of(node, "gamma", _SELU_GAMMA)
-    floor = gamma * _of(node, "alpha", _SELU_ALPHA)
-    return op.Where(op.Less(x, 0.0), op.Add(y, floor), gamma)
+    below = op.Add(y, gamma * _of(node, "alpha", _SELU_ALPHA))
+    return _choose(op, op.Less(x, 0.0), below, gamma)
 
 
 def _shrink(op: Ops, x: ir.Value, _y: ir.Value, node: ir.Node) -> ir.Value:
@@ -122,6 +128,11 @@ def _tan(op: Ops, _x: ir.Value, y: ir.Value, _node: ir.Node) -> ir.Value:
 
 def _thresholded_relu(op: Ops, x: ir.Value, _y: ir.Value, node: ir.Node) -> ir.Value:
     return op.cast(op.Greater(x, _of(node, "alpha", _THRESHOLDED_RELU_ALPHA)))
+
+
+def _choose(op: Ops, condition: ir.Value, yes: ir.Value, no: float) -> ir.Value:
+    """What Where does, by arithmetic: ONNX Runtime's Where is eight times as slow on signs."""
+    return op.Add(op.Mul(op.cast(condition), op.Sub(yes, no)), no)
 
 
 # -- several operands -----------------------------------------------------------------------
@@ -206,20 +217,19 @@ def _pow(op: Ops, call: Call) -> Mapping[int, ir.Value]:
 
 def _prelu(op: Ops, call: Call) -> Mapping[int, ir.Value]:
     x, slope = call.x(0), call.x(1)
-    negative = op.Less(x, 0.0)
-    scaled = op.Where(negative, op.Mul(call.dy, x), 0.0)
+    falling = op.Mul(call.dy, op.cast(op.Less(x, 0.0)))
+    change = op.Mul(falling, op.Sub(slope, 1.0))
     return {
-        0: op.Where(negative, op.Mul(call.dy, slope), call.dy),
-        1: op.sum_to(scaled, slope, call.y),
+        0: op.Add(call.dy, change),
+        1: op.sum_to(op.Mul(falling, x), slope, call.y),
     }
 
 
 def _where(op: Ops, call: Call) -> Mapping[int, ir.Value]:
-    chosen = op.Where(call.x(0), call.dy, 0.0)
-    other = op.Where(call.x(0), 0.0, call.dy)
+    chosen = op.Mul(call.dy, op.cast(call.x(0)))
     return {
         1: op.sum_to(chosen, call.x(1), call.y),
-        2: op.sum_to(other, call.x(2), call.y),
+        2: op.sum_to(op.Sub(call.dy, chosen), call.x(2), call.y),
     }
 
 
@@ -247,6 +257,7 @@ FORMULAS: Final[dict[str, Formula]] = {
     "Mod": _mod,
     "PRelu": _prelu,
     "Pow": _pow,
+    "Relu": _unary(_relu),
     "Selu": _unary(_selu),
     "Shrink": _unary(_shrink),
     "Sinh": _unary(_sinh),

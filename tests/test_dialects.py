@@ -1,5 +1,6 @@
 """What files hold beyond plain ONNX is read, not refused or lost."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,32 @@ def test_the_domain_is_imported_once() -> None:
     translate(proto)
     assert [entry.domain for entry in proto.opset_import] == ["", CONTRIB]
     assert proto.graph.node[0].domain == CONTRIB
+
+
+def test_nodes_in_any_order_are_read(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x, bool c) => (float[N,4] y) {'
+        " a = Neg (x)  b = Abs (a)  d = If (c) <then_branch = t () => (float[N,4] p)"
+        " { p = Relu (b) }, else_branch = e () => (float[N,4] q) { q = Neg (a) }>"
+        " y = Add (d, b) }"
+    )
+    wanted = [node.op_type for node in model.graph.node]
+    for order in itertools.permutations(range(4)):
+        shuffled = onnx.ModelProto()
+        shuffled.CopyFrom(model)
+        del shuffled.graph.node[:]
+        shuffled.graph.node.extend(model.graph.node[i] for i in order)
+        path = tmp_path / "shuffled.onnx"
+        onnx.save(shuffled, path)
+        assert [node.op_type for node in load_model(path).graph] == wanted
+
+
+def test_a_cycle_is_no_model(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,4] y) {'
+        " a = Add (x, b)  b = Abs (a)  y = Neg (b) }"
+    )
+    path = tmp_path / "cycle.onnx"
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match=r"not a valid ONNX model: .* topologically sorted"):
+        load_model(path)
