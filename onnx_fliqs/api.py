@@ -16,6 +16,7 @@ from onnx_fliqs.emission import emit as emit_verified
 from onnx_fliqs.errors import (
     DataError,
     FliqsError,
+    RunError,
     UnknownOperatorError,
     VerificationError,
 )
@@ -123,7 +124,7 @@ def inspect(
         prepared = prepare(
             source, None, profile, formats, remove_quantization=remove_quantization
         )
-    except (DataError, UnknownOperatorError) as error:
+    except (DataError, RunError, UnknownOperatorError) as error:
         # Multiply-accumulates are counted by running the model.
         canonical = canonicalise(source.clone(), remove_quantization=remove_quantization)
         prepared = Prepared(canonical, find_layers(canonical, profile, formats))

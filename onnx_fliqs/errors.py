@@ -14,6 +14,7 @@ __all__ = [
     "InfeasibleError",
     "InterruptedSearchError",
     "ModelError",
+    "RunError",
     "UnknownOperatorError",
     "UnsupportedError",
     "VerificationError",
@@ -56,6 +57,10 @@ class UnsupportedError(ModelError):
 
 class UnknownOperatorError(UnsupportedError):
     """ONNX Runtime has no operator of that name: its library was not given (exit code 3)."""
+
+
+class RunError(FliqsError):
+    """ONNX Runtime gave up while it ran a model: mostly, its inputs do not fit each other."""
 
 
 class InfeasibleError(FliqsError):

@@ -26,8 +26,8 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnx_fliqs.errors import (
     ConfigError,
     EnvironmentMissingError,
-    FliqsError,
     ModelError,
+    RunError,
     UnknownOperatorError,
     UnsupportedError,
 )
@@ -319,7 +319,7 @@ def run_session(
     """Run a session on arrays.
 
     Raises:
-        FliqsError: ONNX Runtime gives up while it runs: usually the inputs' free dimensions do
+        RunError: ONNX Runtime gives up while it runs: usually the inputs' free dimensions do
             not fit each other.
     """
     with _one_line_failures():
@@ -332,7 +332,7 @@ def run_bound(session: "InferenceSession", binding: Any) -> None:
     """Run a session on what its binding names, and let go of the inputs.
 
     Raises:
-        FliqsError: As for :func:`run_session`.
+        RunError: As for :func:`run_session`.
     """
     with _one_line_failures():
         session.run_with_iobinding(binding)
@@ -345,7 +345,7 @@ def _one_line_failures() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # ONNX Runtime's exceptions share no other base.
-        raise FliqsError(f"ONNX Runtime cannot run the model: {_reason(error)}") from error
+        raise RunError(f"ONNX Runtime cannot run the model: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -263,6 +263,19 @@ def test_inputs_that_do_not_fit_each_other_are_refused_in_one_line(tmp_path: Pat
     assert "cannot run the model" in refused(1, "search", path, "--data", data, *FAST)
 
 
+def test_a_model_that_made_up_inputs_do_not_fit_is_inspected(tmp_path: Path) -> None:
+    path = tmp_path / "reshaped.onnx"
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, L] x) => (float[N, 3] y)'
+        " <float[4, 3] w = {1,2,3,4,5,6,7,8,9,10,11,12}> { y = MatMul (x, w) }"
+    )
+    onnx.save(model, path)
+    assert "cannot run the model" in refused(1, "search", path, *FAST)
+    found = run("inspect", path, "--json")
+    assert found.exit_code == 0
+    assert "not counted" in json.loads(found.stdout)["warnings"][0]
+
+
 def test_text_as_a_model_input_needs_data(tmp_path: Path) -> None:
     path = tmp_path / "text.onnx"
     model = parser.parse_model(
