@@ -49,7 +49,7 @@ from onnx_fliqs.emission import emit
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.evaluation import run_dataset, without_filling
 from onnx_fliqs.judged import exposed
-from onnx_fliqs.objective import quality
+from onnx_fliqs.objective import Metric, quality
 from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
 from onnx_fliqs.prepare import make_batch, weights_of, with_weights
 from onnx_fliqs.projection import project
@@ -386,7 +386,10 @@ class _Run:
             teacher=self._teacher,
         )
         best = state.best
-        if best is None or _rank(value, loss) >= _rank(best.quality, best.loss):
+        labelled = self._setup.objective.metric is Metric.ACCURACY
+        if best is None or _rank(value, loss, labelled) >= _rank(
+            best.quality, best.loss, labelled
+        ):
             weights = {name: v.numpy() for name, v in state.train.parameters.items()}
             best = Best(value, loss, weights, state.scales)
         return replace(state, best=best), value
@@ -474,9 +477,14 @@ class _Run:
         )
 
 
-def _rank(quality: float, loss: float) -> tuple[float, float]:
-    """What is to be largest; NaN comes last."""
-    return tuple(-math.inf if math.isnan(v) else v for v in (quality, -loss))  # type: ignore[return-value]
+def _rank(quality: float, loss: float, labelled: bool) -> tuple[float, float]:
+    """What is to be largest; NaN comes last.
+
+    With labels, accuracy is the aim and the loss decides among equals. Without, the distance
+    from the float model is the aim, of which agreement is a coarse picture.
+    """
+    merits = (quality, -loss) if labelled else (-loss, quality)
+    return tuple(-math.inf if math.isnan(v) else v for v in merits)  # type: ignore[return-value]
 
 
 def _controller(setup: Setup, costs: CostTable) -> Controller[Any]:

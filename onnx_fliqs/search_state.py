@@ -24,7 +24,7 @@ class Best:
 
     quality: float
     loss: float
-    """Loss on the held-out samples: decides among equals."""
+    """Loss on the held-out samples: decides among equals, and without labels alone."""
     weights: Mapping[str, Array]
     scales: Scales
 
