@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_fliqs.passes._gradient_flow import Flow, trace
 from onnx_fliqs.passes._graph import is_standard
 from onnx_fliqs.passes.canonicalise import OPSET
+from onnx_fliqs.passes.expose_optional_outputs import ExposeOptionalOutputsPass
 from onnx_fliqs.passes.lower_batch_normalization import NORMALIZATION_KEY
 from onnx_fliqs.passes.lower_for_gradient import LowerForGradientPass
 from onnx_fliqs.sites import Layer
@@ -122,6 +123,7 @@ def _flow(
     """The graph that will be differentiated, and where the gradient goes in it."""
     lowered = model.clone()
     LowerForGradientPass(parameters)(lowered)
+    ExposeOptionalOutputsPass()(lowered)
     return lowered, trace(value for value in lowered.graph.outputs if value.name in outputs)
 
 

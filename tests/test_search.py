@@ -844,3 +844,13 @@ def test_the_served_weights_are_at_least_as_good_as_the_untrained() -> None:
     spoiled = search(DIGITS, digits(), config)
     careful = search(DIGITS, digits(), replace(config, learning_rate=1e-8))
     assert spoiled.quantized_quality >= careful.quantized_quality
+
+
+def test_a_pool_of_any_size_may_come_before_all_weights() -> None:
+    model = support.model(
+        "g (float[N,1,H,W] x) => (float[N,A,B,C] y)"
+        " { z = MaxPool <kernel_shape = [2, 2]> (x) y = Conv (z, w) }",
+        weights={"w": (1, 1, 1, 1)},
+    )
+    (layer,) = search(model, None, replace(SMALL, steps=2)).layers
+    assert layer.trained
