@@ -2,11 +2,11 @@
 
 For each model, space and budget: the search, and every baseline of the tool (``--strategy``),
 and the search's own assignment without training (``ptq``); several seeds. What is emitted is
-kept in the folder; when all runs are done, test data is read, once, and a table and a plot are
+kept in the folder; only when all runs are done, test data is read, and a table and a plot are
 written there. Stopped, it goes on where it was. ::
 
     python benchmarks/quality.py FOLDER --models resnet20 --spaces int-l --bits 4.28 5
-    python benchmarks/quality.py FOLDER --quick        # about ten minutes
+    python benchmarks/quality.py FOLDER --quick        # few steps, one budget, one seed
 """
 
 import argparse

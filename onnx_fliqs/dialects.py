@@ -5,6 +5,7 @@ from typing import Final
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
 __all__ = ["CONTRIB", "translate"]
 
@@ -29,7 +30,7 @@ def translate(model: onnx.ModelProto) -> None:
     read.
 
     Raises:
-        IndexError, ValueError: A sparse constant contradicts itself.
+        IndexError, ValueError: A sparse constant contradicts itself, or nodes form a cycle.
     """
     # The first version in which an initializer need not be an input. ONNX Runtime's optimizer
     # adds initializers to files of older ones.
@@ -40,40 +41,24 @@ def translate(model: onnx.ModelProto) -> None:
     for graph in _bodies(model.graph.node):
         _make_dense(graph)
     _make_dense(model.graph)
-    _sort(model.graph)
+    _sort(model)
 
 
-def _sort(graph: onnx.GraphProto) -> None:
-    """Put makers before readers, the rest in order.
+def _sort(model: onnx.ModelProto) -> None:
+    """Put makers before readers, where they are not.
 
     ONNX asks for it. ONNX Runtime does not, and its float16 converter writes other files.
     """
-    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    pending = list(range(len(graph.node) - 1, -1, -1))
-    order: dict[int, None] = {}
-    opened: set[int] = set()
-    while pending:
-        index = pending[-1]
-        needed = {makers[n] for n in _reads(graph.node[index]) if n in makers} - order.keys()
-        if index in order or not needed or index in opened:
-            # What still needs itself lies on a cycle, which the checker reports.
-            order.setdefault(pending.pop())
-            continue
-        opened.add(index)
-        pending += sorted(needed, reverse=True)
-    if list(order) != sorted(order):
-        nodes = [onnx.NodeProto.FromString(graph.node[i].SerializeToString()) for i in order]
-        del graph.node[:]
-        graph.node.extend(nodes)
-
-
-def _reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Names that a node or its bodies read."""
-    yield from node.input
-    for graph in _bodies([node]):
-        for inner in graph.node:
-            yield from inner.input
-        yield from (value.name for value in graph.output)
+    graph = ir.from_proto(model).graph
+    places = {node: index for index, node in enumerate(graph)}
+    graph.sort()
+    order = [places[node] for node in graph]
+    if order != sorted(order):
+        nodes = [
+            onnx.NodeProto.FromString(model.graph.node[i].SerializeToString()) for i in order
+        ]
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
 
 
 def _translate(scope: onnx.ModelProto | onnx.FunctionProto) -> None:

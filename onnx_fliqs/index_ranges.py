@@ -10,15 +10,12 @@ from typing import Final
 import onnx_ir as ir
 
 from onnx_fliqs.passes._graph import constant_of
+from onnx_fliqs.signs import REARRANGING
 
 __all__ = ["index_ranges"]
 
-_REARRANGING: Final = frozenset(
-    """
-    Cast Expand Flatten Gather Identity Reshape Slice Squeeze Tile Transpose Unsqueeze
-    """.split()  # noqa: SIM905 - reads as a list
-)
-"""Operators whose output holds only the values of input 0."""
+_PASSING: Final = REARRANGING | {"Cast", "Identity"}
+"""Operators whose first output holds only the values of input 0."""
 _WIDE: Final = frozenset(
     {
         *(ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
@@ -65,7 +62,7 @@ def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
                 continue
             yield user, index
             output = user.outputs[0]
-            if user.op_type in _REARRANGING and index == 0 and output not in seen:
+            if user.op_type in _PASSING and index == 0 and output not in seen:
                 seen.add(output)
                 pending.append(output)
 

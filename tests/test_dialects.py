@@ -188,5 +188,5 @@ def test_a_cycle_is_no_model(tmp_path: Path) -> None:
     )
     path = tmp_path / "cycle.onnx"
     onnx.save(model, path)
-    with pytest.raises(ModelError, match=r"not a valid ONNX model: .* topologically sorted"):
+    with pytest.raises(ModelError, match="not a valid ONNX model: Graph contains a cycle"):
         load_model(path)
