@@ -362,6 +362,15 @@ _COLUMNS: Final = (
 )
 
 
+def _other_commits(rows: Sequence[Row]) -> list[str]:
+    """Which rows an earlier run left, on other commits: the page names the last one."""
+    models: dict[str, list[str]] = {}
+    for row in rows:
+        if row["commit"] != provenance()["commit"]:
+            models.setdefault(row["commit"], []).append(row["model"])
+    return [f"* commit of the rows {', '.join(names)}: {c}" for c, names in models.items()]
+
+
 def _page(rows: Sequence[Row], quality: Mapping[str, Row], steps: int) -> str:
     """The whole page."""
     lines = [
@@ -370,6 +379,7 @@ def _page(rows: Sequence[Row], quality: Mapping[str, Row], steps: int) -> str:
         "Written by `benchmarks/coverage.py`; where this was run:",
         "",
         *(f"* {key}: {_plain(value)}" for key, value in provenance().items()),
+        *_other_commits([*rows, *quality.values()]),
         f"* seed: {_SEED}",
         "",
         "## Models as their exporters wrote them",
