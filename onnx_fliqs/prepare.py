@@ -12,7 +12,6 @@ from onnx_ir.passes import common
 from onnx_fliqs.calibrate import (
     Observer,
     activation_scales,
-    distortions,
     sample_values,
     weight_scales,
 )
@@ -149,14 +148,13 @@ def calibrate(
 ) -> tuple[
     Prepared,
     dict[tuple[str, str], npt.NDArray[np.float32]],
-    tuple[npt.NDArray[np.float64], ...],
+    dict[str, npt.NDArray[np.float32]],
 ]:
     """Scales for every site and format, from the float model and calibration samples.
 
     Returns:
         The prepared model, sites of what is never negative because the inputs were not (raw
-        pixels) now unsigned; the scales; and for each decision the relative squared error of
-        its operands in each format.
+        pixels) now unsigned; the scales; and samples of the activations, flat, by name.
     """
     canonical, space = prepared.canonical, prepared.space
     tensors = [site.tensor for site in space.sites if not site.is_weight]
@@ -168,13 +166,8 @@ def calibrate(
         never_negative = {n for n in inputs if samples[n].min(initial=0.0) >= 0}
         space = mark_unsigned(canonical, space, never_negative)
     scales = activation_scales(space, samples)
-    weights = weights_of(canonical, space)
-    scales |= weight_scales(space, weights, seed)
-    return (
-        Prepared(canonical, space),
-        scales,
-        distortions(space, samples, weights, scales),
-    )
+    scales |= weight_scales(space, weights_of(canonical, space), seed)
+    return Prepared(canonical, space), scales, samples
 
 
 def weights_of(model: ir.Model, space: SearchSpace) -> dict[str, npt.NDArray[Any]]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs._version import __version__
+from onnx_fliqs.calibrate import distortions
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.cost import Budget, check_feasible, default_budget
 from onnx_fliqs.data import Dataset, check_labels, input_specs, load_npz, split
@@ -17,7 +18,7 @@ from onnx_fliqs.evaluation import run_dataset, scored_output
 from onnx_fliqs.judged import exposed, judged_values
 from onnx_fliqs.model import fingerprint, load_model
 from onnx_fliqs.objective import Objective, choose_objective
-from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data
+from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data, weights_of
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.search_state import Scales
 from onnx_fliqs.targets import Target, parse_target
@@ -81,7 +82,8 @@ def set_up(
             " pass --data for a model to ship"
         )
     train, held_out = split(dataset, _validation_share(len(dataset), config), config.seed)
-    prepared, scales, distortions = calibrate(prepared, train, config.seed)
+    prepared, scales, samples = calibrate(prepared, train, config.seed)
+    weights = weights_of(prepared.canonical, prepared.space)
     objective = _objective(prepared, train, config)
     warnings += objective.notes
     prepared = _mark_frozen(prepared, objective.outputs)
@@ -96,7 +98,7 @@ def set_up(
         target,
         prepared,
         scales,
-        distortions,
+        distortions(prepared.space, samples, weights, scales),
         budget,
         objective,
         train,
