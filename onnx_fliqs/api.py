@@ -69,7 +69,7 @@ class Inspection:
     """What a search would find in a model."""
 
     target: Target
-    formats: tuple[str, ...]
+    precisions: tuple[str, ...]
     """The target's default search space."""
     layers: tuple[Layer, ...]
     skipped: tuple[Skipped, ...]
@@ -82,7 +82,7 @@ class Inspection:
         return {
             "schema": 1,
             "target": self.target.name,
-            "formats": list(self.formats),
+            "formats": list(self.precisions),
             "opset": self.opset,
             "layers": [
                 {
@@ -117,23 +117,23 @@ def inspect(
         ModelError: The model cannot be read, or nothing in it can be quantized.
     """
     profile = parse_target(target)
-    formats = profile.space(None)
+    precisions = profile.space(None)
     source = _model(model)
     warnings = []
     try:
         prepared = prepare(
-            source, None, profile, formats, remove_quantization=remove_quantization
+            source, None, profile, precisions, remove_quantization=remove_quantization
         )
     except (DataError, RunError, UnknownOperatorError) as error:
         # Multiply-accumulates are counted by running the model.
         canonical = canonicalise(source.clone(), remove_quantization=remove_quantization)
-        prepared = Prepared(canonical, find_layers(canonical, profile, formats))
+        prepared = Prepared(canonical, find_layers(canonical, profile, precisions))
         warnings.append(f"multiply-accumulates are not counted: {error}")
     outputs = [judged.name for judged in judged_values(prepared.canonical)]
     reasons = why_frozen(exposed(prepared.canonical, outputs), prepared.space.layers, outputs)
     return Inspection(
         profile,
-        tuple(fmt.name for fmt in formats),
+        tuple(precision.name for precision in precisions),
         tuple(replace(x, frozen=reasons.get(x.name)) for x in prepared.space.layers),
         prepared.space.skipped,
         source.opset_imports.get(""),
@@ -167,19 +167,19 @@ def emit(
     """
     started = time.monotonic()
     profile = parse_target(target or assignment.target)
-    formats = {name: profile.check(name) for name in assignment.layers.values()}
+    named = {name: profile.check(name) for name in assignment.layers.values()}
     source = _model(model)
     warnings = []
     dataset = None if data is None else _dataset(data, source)
-    ordered = tuple(sorted(formats.values(), key=lambda fmt: fmt.bits))
+    ordered = sorted(set(named.values()), key=lambda precision: precision.order)
     prepared = prepare(
         source, dataset, profile, ordered, remove_quantization=remove_quantization
     )
-    chosen = assignment.formats(prepared.space)
+    chosen = assignment.precisions(prepared.space)
     if dataset is None:
         dataset = synthetic_data(prepared.canonical, _SYNTHETIC_SAMPLES, _SEED)
         warnings.append("no data was given: thresholds rest on made-up inputs; pass --data")
-    prepared, scales, _ = calibrate(prepared, dataset, _SEED)
+    prepared, scales, _ = calibrate(prepared, profile, dataset, _SEED)
     batches = [batch.inputs for batch in calibration_batches(dataset)[:2]]
     emitted = emit_verified(
         prepared.canonical, prepared.space, chosen, scales, profile, batches

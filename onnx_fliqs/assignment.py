@@ -1,4 +1,4 @@
-"""The artefact of a search: which format each layer got, as versioned JSON."""
+"""The artefact of a search: which precision each layer got, as versioned JSON."""
 
 import json
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from onnx_fliqs.errors import ConfigError
-from onnx_fliqs.formats import Format, IntFormat, parse_format
-from onnx_fliqs.sites import FormatMap, SearchSpace
+from onnx_fliqs.precision import Precision, PrecisionMap, parse_precision
+from onnx_fliqs.sites import SearchSpace
 
 __all__ = ["Assignment"]
 
@@ -17,7 +17,7 @@ _SCHEMA: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Layer name → format name, and the target they were chosen for."""
+    """Layer name → name of its precision, and the target they were chosen for."""
 
     layers: Mapping[str, str]
     target: str = "generic"
@@ -51,7 +51,7 @@ class Assignment:
         if not isinstance(layers, dict) or not isinstance(target, str):
             raise ConfigError(f"{source} needs an object `layers` and a string `target`")
         for name, fmt in layers.items():
-            _check_format(f"{source}: layer {name!r}", fmt)
+            _check_precision(f"{source}: layer {name!r}", fmt)
         return cls(layers, target)
 
     @classmethod
@@ -66,12 +66,12 @@ class Assignment:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read {path}: {error}") from None
 
-    def formats(self, space: SearchSpace) -> FormatMap:
-        """The formats of exactly the layers of a model.
+    def precisions(self, space: SearchSpace) -> PrecisionMap:
+        """The precisions of exactly the layers of a model.
 
         Raises:
-            ConfigError: A layer is missing here or in the model, or layers that share a
-                format have different ones.
+            ConfigError: A layer is missing here or in the model, cannot take its precision, or
+                layers that share a format have different ones.
         """
         known = set(space.layer)
         missing, unknown = known - set(self.layers), set(self.layers) - known
@@ -82,9 +82,15 @@ class Assignment:
                 if missing
                 else f"the assignment names layer {name!r}, which the model does not have"
             )
-        chosen: dict[str, Format] = {
-            layer.name: parse_format(self.layers[layer.name]) for layer in space.layers
+        chosen: dict[str, Precision] = {
+            layer.name: parse_precision(self.layers[layer.name]) for layer in space.layers
         }
+        for layer in space.layers:
+            if chosen[layer.name].name in layer.excluded:
+                raise ConfigError(
+                    f"the assignment gives layer {layer.name!r} {chosen[layer.name].name},"
+                    f" which {self.target} does not run there"
+                )
         for first, *others in space.decisions:
             for other in others:
                 if chosen[other] != chosen[first]:
@@ -95,16 +101,11 @@ class Assignment:
         return chosen
 
 
-def _check_format(where: str, name: object) -> None:
-    """Refuse what is not the name of a format that a layer can take."""
+def _check_precision(where: str, name: object) -> None:
+    """Refuse what is not the name of a precision."""
     if not isinstance(name, str):
         raise ConfigError(f"{where}: the format is not a string")
     try:
-        fmt = parse_format(name)
+        parse_precision(name)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    if isinstance(fmt, IntFormat) and not fmt.signed:
-        raise ConfigError(
-            f"{where}: {fmt.name} is no choice of a layer: {fmt.name[1:]} becomes {fmt.name}"
-            " wherever the values are never negative"
-        )

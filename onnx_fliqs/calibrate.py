@@ -5,6 +5,7 @@ least squared error on the site's values: the weights themselves, per output cha
 random sample of the activations.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -12,7 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_fliqs.formats import Format, grid_code
+from onnx_fliqs.formats import (
+    FORMATS,
+    Format,
+    IntFormat,
+    grid_code,
+    is_passthrough,
+    unsigned_variant,
+)
 from onnx_fliqs.runtime import make_session, run_session
 from onnx_fliqs.sites import ScaleTable, SearchSpace, Site
 
@@ -22,6 +30,8 @@ __all__ = [
     "blended",
     "distortions",
     "least_squares_scales",
+    "negative_shares",
+    "power_of_two_scales",
     "sample_values",
     "sampled",
     "weight_scales",
@@ -43,6 +53,7 @@ _CHANNEL_SAMPLE: Final = 512
 _DISTORTION_SAMPLE: Final = 1 << 20
 _LARGE_WEIGHT: Final = 1 << 24
 """A larger one is represented by every so-many-th number of each channel."""
+_UNGROUPED: Final = FORMATS["float32"]
 _SMALLEST_SCALE: Final = 1e-12
 """Keeps t = x / scale finite for tensors of zeros."""
 _SMALLEST_CHANNEL: Final = 2.0**-14
@@ -60,7 +71,7 @@ def least_squares_scales(values: Array, fmt: Format) -> Array:
     Returns:
         [rows], positive.
     """
-    largest = np.abs(values).max(axis=1, initial=0.0).astype(np.float64)
+    largest = _largest(values, fmt)
     share, error = _search(values, fmt, largest, _COARSE[:, None])
     for factors in _FINER:
         nearby, its_error = _search(values, fmt, largest, factors[:, None] * share)
@@ -68,6 +79,34 @@ def least_squares_scales(values: Array, fmt: Format) -> Array:
         error = np.minimum(its_error, error)
     scale: Array = np.maximum(share * largest / fmt.max, _SMALLEST_SCALE).astype(np.float32)
     return scale
+
+
+def power_of_two_scales(values: Array, scales: Array, fmt: Format) -> Array:
+    """Round scales to a power of two, each up or down, whichever has the less squared error.
+
+    Args:
+        values: [rows, samples].
+        scales: [rows], positive.
+        fmt: Their format.
+    """
+    below = np.exp2(np.floor(np.log2(scales))).astype(np.float32)
+    errors = [
+        np.square(_fast_fake_quantize(values, tried[:, None], fmt) - values).sum(axis=1)
+        for tried in (below, 2 * below)
+    ]
+    result: Array = np.where(errors[0] <= errors[1], below, 2 * below)
+    return result
+
+
+def _largest(values: Array, fmt: Format) -> npt.NDArray[np.float64]:
+    """Per row, the threshold (the value of the format's maximum) that clips nothing."""
+    if fmt.min == -fmt.max or not isinstance(fmt, IntFormat) or not fmt.zero_point:
+        largest: npt.NDArray[np.float64] = np.abs(values).max(axis=1, initial=0.0)
+        return largest.astype(np.float64)
+    above = values.max(axis=1, initial=0.0) / max(fmt.max, 1.0)
+    below = values.min(axis=1, initial=0.0) / fmt.min
+    asked: npt.NDArray[np.float64] = np.maximum(above, below).astype(np.float64)
+    return asked * fmt.max
 
 
 def _search(
@@ -125,25 +164,47 @@ def weight_scales(
     for index, site in enumerate(space.sites):
         if not site.is_weight:
             continue
-        rows = _rows(np.asarray(weights[site.tensor], np.float32), site)
-        most = _TENSOR_SAMPLE if site.axis is None else _CHANNEL_SAMPLE
-        if rows.shape[1] > most:
-            rng = np.random.default_rng([seed, index])
-            columns = rng.choice(rows.shape[1], most - 2, replace=False)
-            ends = np.stack([rows.min(axis=1), rows.max(axis=1)], axis=1)
-            rows = np.concatenate([rows[:, columns], ends], axis=1)
+        weight = np.asarray(weights[site.tensor], np.float32)
+        rng = np.random.default_rng([seed, index])
+        channels = _sampled_columns(_rows(weight, site.scale_shape(_UNGROUPED)), rng)
         for fmt in space.site_formats(site):
+            rows = channels
+            if fmt.group is not None:
+                rows = _rows(weight, site.scale_shape(fmt))
             scales = least_squares_scales(rows, fmt)
             floor = np.float32(scales.max() * _SMALLEST_CHANNEL)
             table[site.name, fmt.name] = np.maximum(scales, floor)
+            if space.power_of_two_scales:
+                table[site.name, fmt.name] = power_of_two_scales(rows, scales, fmt)
     return table
 
 
-def _rows(weight: Array, site: Site) -> Array:
-    """One row per channel."""
-    if site.axis is None:
+def _sampled_columns(rows: Array, rng: np.random.Generator) -> Array:
+    """Some of the columns, and the extremes of each row, if there are many."""
+    most = _TENSOR_SAMPLE if len(rows) == 1 else _CHANNEL_SAMPLE
+    if rows.shape[1] <= most:
+        return rows
+    columns = rng.choice(rows.shape[1], most - 2, replace=False)
+    ends = np.stack([rows.min(axis=1), rows.max(axis=1)], axis=1)
+    return np.concatenate([rows[:, columns], ends], axis=1)
+
+
+def _rows(weight: Array, scale_shape: Sequence[int]) -> Array:
+    """One row for the numbers of each scale, in the order of the scales.
+
+    Args:
+        weight: Of any shape.
+        scale_shape: As many axes, each length a divisor of the weight's; () for one scale.
+    """
+    if not scale_shape:
         return weight.reshape(1, -1)
-    return np.moveaxis(weight, site.axis, 0).reshape(site.channels, -1)
+    cut = [
+        length
+        for size, count in zip(weight.shape, scale_shape, strict=True)
+        for length in (count, size // count)
+    ]
+    order = (*range(0, len(cut), 2), *range(1, len(cut), 2))
+    return weight.reshape(cut).transpose(order).reshape(math.prod(scale_shape), -1)
 
 
 def activation_scales(
@@ -172,8 +233,68 @@ def activation_scales(
             if key not in known:
                 values = np.concatenate([samples[tensor] for tensor in tensors])
                 known[key] = least_squares_scales(values[None, :], fmt)
+                if space.power_of_two_scales:
+                    known[key] = power_of_two_scales(values[None, :], known[key], fmt)
             table[site.name, fmt.name] = known[key]
     return table
+
+
+def negative_shares(space: SearchSpace, samples: Mapping[str, Array]) -> dict[str, float]:
+    """For each activation site, the share of its range that best lies below zero.
+
+    Tried are the range of the sample, that of its bulk, and the symmetric one; the least
+    squared error in the coarsest integer format of the space decides. What shares a scale
+    shares its range.
+
+    Args:
+        space: What is searched.
+        samples: Value name → flat sample of its values.
+
+    Returns:
+        Site name → 0 (no value is negative) to 1, of the sites that take integers.
+    """
+    integers = [
+        p.activations for p in space.precisions if isinstance(p.activations, IntFormat)
+    ]
+    if not integers:
+        return {}
+    coarsest = min(integers, key=lambda fmt: fmt.bits)
+    activations = [site for site in space.sites if not site.is_weight]
+    tensors: dict[str, dict[str, None]] = {}
+    for site in activations:
+        tensors.setdefault(site.same_scale_as or site.name, {})[site.tensor] = None
+    shares = {
+        root: _negative_share(np.concatenate([samples[name] for name in names]), coarsest)
+        for root, names in tensors.items()
+    }
+    return {site.name: shares[site.same_scale_as or site.name] for site in activations}
+
+
+def _negative_share(values: Array, fmt: Format) -> float:
+    tried = {0.5: None, **{_share_below(*ends): None for ends in _ranges(values)}}
+    if values.min(initial=0.0) >= 0:
+        return 0.0
+
+    def error(share: float) -> float:
+        grid = unsigned_variant(fmt, share)
+        scale = least_squares_scales(values[None, :], grid)
+        difference = _fast_fake_quantize(values[None, :], scale[:, None], grid) - values
+        return float(np.square(difference).sum())
+
+    return min(tried, key=error)
+
+
+def _ranges(values: Array) -> list[tuple[float, float]]:
+    """From the least to the largest value, of all and of most."""
+    return [
+        tuple(np.quantile(values, [tail, 1 - tail]).tolist()) for tail in (0.0, 1e-3, 1e-2)
+    ]
+
+
+def _share_below(low: float, high: float) -> float:
+    """Where zero lies between two ends."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    return low / (low - high) if high > low else 0.0
 
 
 class Observer:
@@ -231,33 +352,45 @@ def distortions(
     weights: Mapping[str, npt.NDArray[Any]],
     scales: ScaleTable,
 ) -> tuple[npt.NDArray[np.float64], ...]:
-    """How much each format distorts the operands of the layers of each decision.
+    """How much each precision distorts the operands of the layers of each decision.
 
     Returns:
-        For each decision, for each format: the sum, over its layers and their sites, of the
-        squared error divided by the sum of squares.
+        For each decision, for each of its choices: the sum, over its layers and their sites,
+        of the squared error divided by the sum of squares.
     """
-    table = {layer.name: np.zeros(len(space.formats)) for layer in space.layers}
+    table: dict[tuple[str, str], float] = {}
     for site in space.sites:
         if site.bias_of is not None:
             continue
         source = weights if site.is_weight else samples
         values = np.asarray(source[site.tensor], np.float32)
-        shape = site.broadcast_shape
-        if values.size > _DISTORTION_SAMPLE and site.axis is None:
-            values = values.reshape(-1)[:_DISTORTION_SAMPLE]
-        elif values.size > _LARGE_WEIGHT:
-            values = _rows(values, site)[:, :: -(-values.size // _LARGE_WEIGHT)]
-            shape = (site.channels, 1)
-        power = float(np.sum(np.square(values, dtype=np.float64))) or 1.0
-        for index, fmt in enumerate(space.formats):
-            taken = site.effective(fmt)
-            scale = scales.get((site.name, taken.name), np.ones(1, np.float32))
-            spread = scale.reshape(shape if scale.size > 1 else ())
-            error = _fast_fake_quantize(values, spread, taken) - values
-            for name in site.layers:
-                table[name][index] += float(np.sum(np.square(error, dtype=np.float64))) / power
-    return tuple(np.sum([table[name] for name in names], axis=0) for names in space.decisions)
+        known: dict[Format, float] = {}
+        for name in site.layers:
+            for precision in space.precisions:
+                if precision.name in space.layer[name].excluded:
+                    continue
+                fmt = site.effective(site.asked(precision))
+                if fmt not in known:
+                    known[fmt] = _distortion(site, values, fmt, scales)
+                key = (name, precision.name)
+                table[key] = table.get(key, 0.0) + known[fmt]
+    return tuple(
+        np.array([sum(table.get((name, p.name), 0.0) for name in names) for p in choices])
+        for names, choices in zip(space.decisions, space.choices, strict=True)
+    )
+
+
+def _distortion(site: Site, values: Array, fmt: Format, scales: ScaleTable) -> float:
+    """The squared error of a tensor in a format, divided by its sum of squares."""
+    scale = np.ones(1, np.float32) if is_passthrough(fmt) else scales[site.name, fmt.name]
+    if scale.size == 1:
+        rows = values.reshape(1, -1)[:, :_DISTORTION_SAMPLE]
+    else:
+        rows = _rows(values, site.scale_shape(fmt))
+        rows = rows[:, :: max(1, -(-values.size // _LARGE_WEIGHT))]
+    error = _fast_fake_quantize(rows, scale[:, None], fmt) - rows
+    power = float(np.sum(np.square(rows, dtype=np.float64))) or 1.0
+    return float(np.sum(np.square(error, dtype=np.float64))) / power
 
 
 def blended(old: ScaleTable, new: ScaleTable, keep: float) -> dict[tuple[str, str], Array]:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from onnx_fliqs.errors import ConfigError, InfeasibleError
 from onnx_fliqs.formats import Format
-from onnx_fliqs.sites import FormatMap, Layer, SearchSpace
+from onnx_fliqs.precision import Precision, PrecisionMap
+from onnx_fliqs.sites import Layer, SearchSpace
 
 __all__ = [
     "Budget",
@@ -30,12 +31,15 @@ __all__ = [
     "cost_table",
     "counted_macs",
     "default_budget",
+    "layer_bops",
+    "layer_bytes",
 ]
 
 CostTable: TypeAlias = tuple[npt.NDArray[np.float64], ...]
 """For each decision, the cost of each of its choices."""
 
 _INT8_BITS: Final = 8
+_SCALE_BITS: Final = 32
 _ROUNDING: Final = 1e-10
 """Relative error of float arithmetic on budgets, with room to spare."""
 
@@ -85,7 +89,7 @@ class Cost:
     effective_bits: float
     """sqrt(BOPs / MACs): the uniform precision of the same cost."""
     weight_bytes: float
-    """Bytes of all quantized weights, densely packed."""
+    """Bytes of all quantized weights, densely packed, with the scales of their groups."""
     relative_to_int8: float
     """BOPs as a fraction of uniform int8's."""
 
@@ -105,22 +109,39 @@ def _unit(space: SearchSpace, kind: BudgetKind) -> int:
 
 def cost_table(space: SearchSpace, kind: BudgetKind) -> CostTable:
     """The cost of each decision in each format, in BOPs or in bytes."""
-    bits = np.array([fmt.bits for fmt in space.formats], np.float64)
-    decisions = [[space.layer[name] for name in names] for names in space.decisions]
-    if kind is BudgetKind.SIZE:
-        return tuple(sum(layer.params for layer in row) * bits / 8 for row in decisions)
-    return tuple(sum(map(counted_macs, row)) * bits**2 for row in decisions)
+    cost = layer_bytes if kind is BudgetKind.SIZE else layer_bops
+    return tuple(
+        np.array(
+            [sum(cost(space.layer[name], p) for name in names) for p in choices], np.float64
+        )
+        for names, choices in zip(space.decisions, space.choices, strict=True)
+    )
 
 
-def cost_of(space: SearchSpace, chosen: FormatMap) -> Cost:
+def layer_bops(layer: Layer, precision: Precision) -> float:
+    """Bit operations of a layer for one sample: MACs times the bits of both operands."""
+    weights = precision.weights if layer.weights else precision.activations
+    return float(counted_macs(layer) * weights.bits * precision.activations.bits)
+
+
+def layer_bytes(layer: Layer, precision: Precision) -> float:
+    """Bytes of the weights of a layer, with the scales of their groups."""
+    return layer.params * stored_bits(precision.weights) / 8
+
+
+def stored_bits(fmt: Format) -> float:
+    """Bits of a stored number, with its share of the scale of its group."""
+    return fmt.bits + (_SCALE_BITS / fmt.group if fmt.group else 0.0)
+
+
+def cost_of(space: SearchSpace, chosen: PrecisionMap) -> Cost:
     """What an assignment costs."""
-    bits = {name: fmt.bits for name, fmt in chosen.items()}
     macs = sum(map(counted_macs, space.layers))
-    bops = float(sum(counted_macs(layer) * bits[layer.name] ** 2 for layer in space.layers))
+    bops = sum(layer_bops(layer, chosen[layer.name]) for layer in space.layers)
     return Cost(
         bops=bops,
         effective_bits=math.sqrt(bops / macs) if macs else 0.0,
-        weight_bytes=sum(layer.params * bits[layer.name] for layer in space.layers) / 8,
+        weight_bytes=sum(layer_bytes(layer, chosen[layer.name]) for layer in space.layers),
         relative_to_int8=bops / (macs * _INT8_BITS**2) if macs else 0.0,
     )
 
@@ -141,8 +162,8 @@ def check_feasible(space: SearchSpace, budget: Budget) -> None:
     low, high = (budget.stated(space, sum(pick(row) for row in table)) for pick in (min, max))
     if budget.value < low * (1 - _ROUNDING):
         raise InfeasibleError(
-            f"budget {budget} cannot be met: with {_names(space.formats)} this model reaches"
-            f" --{budget.kind.value} {_rounded_up(low)} to {high:.4g}"
+            f"budget {budget} cannot be met: with {_names(space.precisions)} this model"
+            f" reaches --{budget.kind.value} {_rounded_up(low)} to {high:.4g}"
         )
 
 
@@ -151,10 +172,15 @@ def default_budget(space: SearchSpace, bits: float) -> Budget:
 
     Effective bits, or bytes where no layer multiplies in its format.
     """
-    wanted = min(max(bits, float(space.formats[0].bits)), float(space.formats[-1].bits))
-    if _unit(space, BudgetKind.BITS):
-        return Budget(BudgetKind.BITS, wanted)
-    return Budget(BudgetKind.SIZE, wanted / _INT8_BITS)
+    kind = BudgetKind.BITS if _unit(space, BudgetKind.BITS) else BudgetKind.SIZE
+    value = bits if kind is BudgetKind.BITS else bits / _INT8_BITS
+    if not _unit(space, kind):
+        return Budget(kind, value)
+    table = cost_table(space, kind)
+    low, high = (
+        Budget(kind, 1).stated(space, sum(p(row) for row in table)) for p in (min, max)
+    )
+    return Budget(kind, min(max(value, low), high))
 
 
 def _rounded_up(value: float) -> str:
@@ -165,5 +191,5 @@ def _rounded_up(value: float) -> str:
     return text
 
 
-def _names(formats: Sequence[Format]) -> str:
-    return ", ".join(fmt.name for fmt in formats)
+def _names(precisions: Sequence[Precision]) -> str:
+    return ", ".join(precision.name for precision in precisions)

@@ -16,8 +16,9 @@ from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSit
 from onnx_fliqs.passes.lower_opset import LowerOpsetPass
 from onnx_fliqs.passes.lower_sites import LowerSitesPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
+from onnx_fliqs.precision import PrecisionMap
 from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session, run_session
-from onnx_fliqs.sites import FormatMap, ScaleTable, SearchSpace
+from onnx_fliqs.sites import ScaleTable, SearchSpace
 from onnx_fliqs.targets import Target
 from onnx_fliqs.verify import Verification, verify_levels
 
@@ -53,7 +54,7 @@ class Emitted:
 def emit(
     canonical: ir.Model,
     space: SearchSpace,
-    chosen: FormatMap,
+    chosen: PrecisionMap,
     scales: ScaleTable,
     target: Target,
     batches: Sequence[Mapping[str, Array]],
@@ -63,7 +64,7 @@ def emit(
     Args:
         canonical: The canonical model with the weights to ship; it is not changed.
         space: Its layers and sites.
-        chosen: A format for every layer.
+        chosen: A precision for every layer.
         scales: Scales for every site in the format it takes.
         target: The dialect.
         batches: Feeds to compare on.
@@ -90,7 +91,7 @@ def emit(
 def simulate(
     canonical: ir.Model,
     space: SearchSpace,
-    chosen: FormatMap,
+    chosen: PrecisionMap,
     scales: ScaleTable,
     batches: Sequence[Mapping[str, Array]],
 ) -> list[dict[str, Array]]:
@@ -109,7 +110,7 @@ def simulate(
 def emit_graph(
     canonical: ir.Model,
     space: SearchSpace,
-    chosen: FormatMap,
+    chosen: PrecisionMap,
     scales: ScaleTable,
     target: Target,
 ) -> ir.Model:
@@ -118,7 +119,7 @@ def emit_graph(
     Args:
         canonical: The canonical model with the weights to ship; it is not changed.
         space: Its layers and sites.
-        chosen: A format for every layer.
+        chosen: A precision for every layer.
         scales: Scales for every site in the format it takes.
         target: The dialect.
     """

@@ -11,7 +11,6 @@ from typing import Final
 import onnx_ir as ir
 
 from onnx_fliqs.errors import UnsupportedError
-from onnx_fliqs.formats import Format
 from onnx_fliqs.layer_operators import (
     LAYER_OPERATORS,
     PRODUCTS,
@@ -20,11 +19,13 @@ from onnx_fliqs.layer_operators import (
     operands,
     weights,
 )
+from onnx_fliqs.legality import legal_precisions
 from onnx_fliqs.passes.lower_contrib_operators import why_contrib_stays
 from onnx_fliqs.place_sites import place_sites
+from onnx_fliqs.precision import Precision
 from onnx_fliqs.signs import mark_unsigned
 from onnx_fliqs.sites import Layer, SearchSpace, Skipped
-from onnx_fliqs.targets import Target
+from onnx_fliqs.targets import Activations, Target
 
 __all__ = ["find_layers"]
 
@@ -36,14 +37,16 @@ _FLOATS: Final = frozenset(
 )
 
 
-def find_layers(model: ir.Model, target: Target, formats: Sequence[Format]) -> SearchSpace:
+def find_layers(
+    model: ir.Model, target: Target, precisions: Sequence[Precision]
+) -> SearchSpace:
     """Find what can be quantized in a canonical model.
 
     Args:
         model: A model after ``canonicalise``.
-        target: Decides which activations get a site, and of which operators the weights alone
-            are quantized.
-        formats: The formats that each layer may take, cheapest first.
+        target: Decides which operators run in which precision, and which activations get a
+            site.
+        precisions: What the layers choose from, cheapest first.
 
     Returns:
         The search space; the multiply-accumulates of its layers are still 0.
@@ -56,7 +59,7 @@ def find_layers(model: ir.Model, target: Target, formats: Sequence[Format]) -> S
     nodes: dict[str, ir.Node] = {}
     readers: dict[str, list[str]] = {}
     for place in _places(model.graph):
-        found = _classify(place, model.graph, target)
+        found = _classify(place, model.graph, target, precisions)
         if isinstance(found, Skipped):
             skipped.append(found)
         elif found is not None:
@@ -72,12 +75,21 @@ def find_layers(model: ir.Model, target: Target, formats: Sequence[Format]) -> S
         )
     space = SearchSpace(
         layers=tuple(layers),
-        sites=place_sites(model, layers, nodes, target, formats),
-        formats=tuple(formats),
+        sites=place_sites(model, layers, nodes, target, precisions),
+        precisions=tuple(precisions),
         skipped=tuple(skipped),
         # A weight is stored once, in one format.
         groups=tuple(tuple(names) for names in readers.values() if len(names) > 1),
+        power_of_two_scales=target.power_of_two_scales,
     )
+    for names, choices in zip(space.decisions, space.choices, strict=True):
+        if not choices:
+            raise UnsupportedError(
+                f"layers {', '.join(names)} share a weight, and {target.name} runs them in no"
+                " precision that they could share"
+            )
+    if target.activations is Activations.SYMMETRIC:
+        return space
     return mark_unsigned(model, space)
 
 
@@ -113,21 +125,30 @@ def _elements(node: ir.Node, names: set[str]) -> int:
     return sum(size for name, size in sizes.items() if name in names)
 
 
-def _classify(place: _Place, graph: ir.Graph, target: Target) -> Layer | Skipped | None:
+def _classify(
+    place: _Place, graph: ir.Graph, target: Target, precisions: Sequence[Precision]
+) -> Layer | Skipped | None:
     """A layer, a node that is left although it has weights, or neither."""
     node = place.node
     name, op_type = str(node.name), node.op_type
-    reason = _why_left(place, graph, target)
+    reason = _why_left(place, graph)
     if reason is not None:
         return Skipped(name=name, op_type=op_type, reason=reason)
     if not _may_be_layer(node):
         return None
+    weight_only = _why_weight_only(place)
+    legal = legal_precisions(node, target, precisions, weights_only=weight_only is not None)
+    names = ", ".join(p.name for p in precisions if p.name != "float32")
+    if names and all(precision.name == "float32" for precision in legal):
+        reason = f"target {target.name} has no kernel for it in {names}"
+        return Skipped(name=name, op_type=op_type, reason=reason)
     return Layer(
         name=name,
         op_type=op_type,
         weights=tuple(dict.fromkeys(str(value.name) for _, value in weights(node))),
         params=0,
-        weight_only=_why_weight_only(place),
+        weight_only=weight_only,
+        excluded=frozenset({p.name for p in precisions} - {p.name for p in legal}),
     )
 
 
@@ -137,7 +158,7 @@ def _may_be_layer(node: ir.Node) -> bool:
     return node.op_type != "Gather" or bool(_matrices(node))
 
 
-def _why_left(place: _Place, graph: ir.Graph, target: Target) -> str | None:
+def _why_left(place: _Place, graph: ir.Graph) -> str | None:
     """Why a node with operands worth quantizing keeps them in float; else None."""
     node = place.node
     if not _may_be_layer(node):
@@ -159,8 +180,6 @@ def _why_left(place: _Place, graph: ir.Graph, target: Target) -> str | None:
         return weight_only if node.op_type in PRODUCTS else "none of its operands is constant"
     if any(value.graph is not graph for _, value in found):
         return "its weights belong to the body that holds it"
-    if target.weight_only_ops is not None and node.op_type not in target.weight_only_ops:
-        return f"target {target.name} would dequantize its weights in every run"
     return None
 
 

@@ -5,13 +5,14 @@ function of five numbers, its :class:`GridCode`, so a graph that reads the code 
 quantizes to any format without being rebuilt.
 
 Names: ``int4``, ``uint8``, ``e4m3`` (sign, 4 exponent bits, 3 mantissa bits), and the formats
-that mean "leave it": ``bf16``, ``fp16``, ``float32``.
+that mean "leave it": ``bf16``, ``fp16``, ``float32``. ``int4g32`` has a scale for every 32
+numbers along the axis that a product sums over.
 """
 
 import enum
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ from onnx_fliqs.errors import ConfigError
 
 __all__ = [
     "FORMATS",
+    "GROUPS",
     "SPACES",
     "FloatFormat",
     "Format",
@@ -31,7 +33,6 @@ __all__ = [
     "grid_code",
     "is_passthrough",
     "parse_format",
-    "parse_space",
     "quantize",
     "unsigned_variant",
 ]
@@ -58,21 +59,26 @@ class IntFormat:
 
     bits: int
     signed: bool = True
+    zero_point: int = 0
+    """Of unsigned integers: the code that means 0. The numbers are the codes less this one."""
+    group: int | None = None
+    """How many numbers share a scale, where fewer than a channel's do."""
 
     @property
     def name(self) -> str:
-        """``int4`` or ``uint4``."""
-        return f"{'int' if self.signed else 'uint'}{self.bits}"
+        """``int4``, ``uint4``, ``uint8z37`` (with a zero point), ``int4g32`` (in groups)."""
+        zero = f"z{self.zero_point}" if self.zero_point else ""
+        return f"{'int' if self.signed else 'uint'}{self.bits}{zero}{_suffix(self.group)}"
 
     @property
     def min(self) -> float:
-        """The smallest code."""
-        return -float(1 << (self.bits - 1)) if self.signed else 0.0
+        """The smallest number."""
+        return -float(1 << (self.bits - 1)) if self.signed else -float(self.zero_point)
 
     @property
     def max(self) -> float:
-        """The largest code."""
-        return float((1 << (self.bits - self.signed)) - 1)
+        """The largest number."""
+        return float((1 << (self.bits - self.signed)) - 1 - self.zero_point)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +90,13 @@ class FloatFormat:
     special: Special = Special.NONE
     alias: str | None = None
     """The name where it is not ``e<exponent>m<mantissa>``."""
+    group: int | None = None
+    """How many numbers share a scale, where fewer than a channel's do."""
 
     @property
     def name(self) -> str:
-        """``e4m3``, ``bf16``."""
-        return self.alias or f"e{self.exponent}m{self.mantissa}"
+        """``e4m3``, ``bf16``, ``e2m1g16`` (in groups)."""
+        return (self.alias or f"e{self.exponent}m{self.mantissa}") + _suffix(self.group)
 
     @property
     def bits(self) -> int:
@@ -122,6 +130,14 @@ class FloatFormat:
 
 Format: TypeAlias = IntFormat | FloatFormat
 
+GROUPS: Final = (16, 32, 64, 128, 256)
+"""How many numbers may share a scale, where fewer than a channel's do."""
+
+
+def _suffix(group: int | None) -> str:
+    return "" if group is None else f"g{group}"
+
+
 _MINIFLOATS: Final[tuple[FloatFormat, ...]] = tuple(
     FloatFormat(
         exponent=exponent,
@@ -145,7 +161,7 @@ _INTEGERS: Final[tuple[IntFormat, ...]] = tuple(
 _ALL: Final[tuple[Format, ...]] = (*_INTEGERS, *_MINIFLOATS, *_PASSTHROUGH)
 
 FORMATS: Final[dict[str, Format]] = {fmt.name: fmt for fmt in _ALL}
-"""Every format, by name."""
+"""Every format with one scale for a tensor or channel, by name."""
 
 SPACES: Final[dict[str, tuple[str, ...]]] = {
     "int-s": ("int4", "int8"),
@@ -162,32 +178,16 @@ def parse_format(name: str) -> Format:
     Raises:
         ConfigError: There is no such format.
     """
-    found = FORMATS.get(name.strip().lower())
-    if found is None:
-        raise ConfigError(f"unknown format {name.strip()!r}; known: {', '.join(FORMATS)}")
-    return found
-
-
-def parse_space(text: str) -> tuple[Format, ...]:
-    """Turn ``int-l`` or ``int4,int8,e4m3`` into formats, cheapest first, without repeats.
-
-    Raises:
-        ConfigError: A name is unknown, the list is empty, or it names an unsigned format
-            (whether a tensor is unsigned follows from the model, not from the search).
-    """
-    names = SPACES.get(text.strip().lower()) or tuple(
-        part for part in re.split(r"[,\s]+", text) if part
-    )
-    if not names:
-        raise ConfigError("the search space is empty")
-    formats = {fmt.name: fmt for fmt in map(parse_format, names)}
-    for fmt in formats.values():
-        if isinstance(fmt, IntFormat) and not fmt.signed:
-            raise ConfigError(
-                f"{fmt.name} cannot be searched: ask for {fmt.name[1:]}, which becomes"
-                f" {fmt.name} wherever the values are never negative"
-            )
-    return tuple(sorted(formats.values(), key=lambda fmt: fmt.bits))
+    text = name.strip().lower()
+    base, separator, size = text.partition("g")
+    fmt = FORMATS.get(base)
+    group = int(size) if re.fullmatch(r"[0-9]{1,6}", size) else 0
+    if fmt is None or (separator and (group not in GROUPS or is_passthrough(fmt))):
+        raise ConfigError(
+            f"unknown format {name.strip()!r}; known: {', '.join(FORMATS)}, and those of at"
+            f" most 16 bits with g{', g'.join(map(str, GROUPS))} for a scale per group"
+        )
+    return replace(fmt, group=group) if separator else fmt
 
 
 def is_passthrough(fmt: Format) -> bool:
@@ -195,9 +195,18 @@ def is_passthrough(fmt: Format) -> bool:
     return isinstance(fmt, FloatFormat) and fmt.bits >= 16
 
 
-def unsigned_variant(fmt: Format) -> Format:
-    """The format for values that are never negative: ``uint4`` for ``int4``, else itself."""
-    return IntFormat(bits=fmt.bits, signed=False) if isinstance(fmt, IntFormat) else fmt
+def unsigned_variant(fmt: Format, negative: float = 0.0) -> Format:
+    """The integers whose range is not symmetric: ``uint4`` for ``int4``; other formats stay.
+
+    Args:
+        fmt: A format.
+        negative: Share of the range that lies below zero, 0 to 1.
+    """
+    if not isinstance(fmt, IntFormat):
+        return fmt
+    # Something above zero can always be represented.
+    zero_point = min(round(negative * ((1 << fmt.bits) - 1)), (1 << fmt.bits) - 2)
+    return IntFormat(bits=fmt.bits, signed=False, zero_point=zero_point)
 
 
 class GridCode(NamedTuple):

@@ -6,12 +6,13 @@ from typing import Final, TypeAlias
 
 import onnx_ir as ir
 
-from onnx_fliqs.formats import Format
 from onnx_fliqs.layer_operators import channel_axis, constant, operands, weights
+from onnx_fliqs.legality import group_axis
 from onnx_fliqs.partition import united
+from onnx_fliqs.precision import Precision
 from onnx_fliqs.signs import REARRANGING, padding
-from onnx_fliqs.sites import Layer, Site, computed_in_integers
-from onnx_fliqs.targets import Placement, Target
+from onnx_fliqs.sites import Layer, Site
+from onnx_fliqs.targets import Bias, Placement, Target
 
 __all__ = ["place_sites"]
 
@@ -19,8 +20,6 @@ Nodes: TypeAlias = Mapping[str, ir.Node]
 
 # What integer kernels compute in the same pass as the operator in front of it.
 _ACTIVATIONS: Final = frozenset({"Relu", "Clip"})
-# Operators between layers that run on integers if all that they read and write are integers.
-_BETWEEN: Final = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"})
 
 
 def place_sites(
@@ -28,7 +27,7 @@ def place_sites(
     layers: Sequence[Layer],
     nodes: Nodes,
     target: Target,
-    formats: Sequence[Format],
+    precisions: Sequence[Precision],
 ) -> tuple[Site, ...]:
     """The sites of some layers, all of them signed.
 
@@ -36,8 +35,8 @@ def place_sites(
         model: A canonical model.
         layers: In the graph's order.
         nodes: The node of each layer, by name.
-        target: Decides which activations get a site.
-        formats: What can be chosen; biases have a site only if some of it runs in integers.
+        target: Decides which activations get a site, and how many scales weights have.
+        precisions: What can be chosen.
     """
     full = [layer for layer in layers if layer.weight_only is None]
     activations = (
@@ -45,9 +44,11 @@ def place_sites(
         if target.placement is Placement.LAYER_INPUTS
         else _tensor_sites(model, full, nodes, target)
     )
-    stored = _weight_sites(layers, nodes)
+    stored = _weight_sites(layers, nodes, target, precisions)
     biases: list[Site] = []
-    if any(computed_in_integers(fmt) for fmt in formats):
+    if target.bias is Bias.WEIGHT:
+        biases = _quantized_bias_sites(full, nodes)
+    elif target.bias is Bias.INT32 and any(p.in_integers for p in precisions):
         biases = _bias_sites(full, nodes, (*activations, *stored))
     return (*activations, *stored, *biases)
 
@@ -77,7 +78,9 @@ def _layer_input_sites(layers: Sequence[Layer], nodes: Nodes) -> list[Site]:
 # --- weights and biases --------------------------------------------------------------------
 
 
-def _weight_sites(layers: Sequence[Layer], nodes: Nodes) -> list[Site]:
+def _weight_sites(
+    layers: Sequence[Layer], nodes: Nodes, target: Target, precisions: Sequence[Precision]
+) -> list[Site]:
     """One site for each weight, whatever the number of layers that read it."""
     uses: dict[ir.Value, list[tuple[Layer, int]]] = {}
     for layer in layers:
@@ -87,7 +90,8 @@ def _weight_sites(layers: Sequence[Layer], nodes: Nodes) -> list[Site]:
     for value, readers in uses.items():
         tensor = constant(value)
         assert tensor is not None
-        axis = _common_axis(readers, nodes)
+        axis = _common_axis(readers, nodes, target)
+        along, group, groups = _groups(readers, nodes, precisions, tensor.shape.numpy())
         names = dict.fromkeys(layer.name for layer, _ in readers)
         sites.append(
             Site(
@@ -99,16 +103,46 @@ def _weight_sites(layers: Sequence[Layer], nodes: Nodes) -> list[Site]:
                 axis=axis,
                 channels=1 if axis is None else int(tensor.shape[axis]),  # type: ignore[arg-type]
                 rank=len(tensor.shape),
+                group_axis=along,
+                group=group,
+                groups=groups,
             )
         )
     return sites
 
 
-def _common_axis(readers: Sequence[tuple[Layer, int]], nodes: Nodes) -> int | None:
+def _common_axis(
+    readers: Sequence[tuple[Layer, int]], nodes: Nodes, target: Target
+) -> int | None:
     """The axis that all readers want, if they agree; who multiplies in float takes any."""
     strict = [(layer, index) for layer, index in readers if layer.weight_only is None]
-    axes = {channel_axis(nodes[layer.name], index) for layer, index in strict or readers}
+    known = target.per_channel_ops
+    axes = {
+        channel_axis(nodes[layer.name], index)
+        if known is None or layer.op_type in known
+        else None
+        for layer, index in strict or readers
+    }
     return axes.pop() if len(axes) == 1 else None
+
+
+def _groups(
+    readers: Sequence[tuple[Layer, int]],
+    nodes: Nodes,
+    precisions: Sequence[Precision],
+    shape: Sequence[int],
+) -> tuple[int | None, int | None, int]:
+    """The smallest groups into which the readers may cut a weight: axis, size, number."""
+    excluded = frozenset[str]().union(*(layer.excluded for layer, _ in readers))
+    sizes = [
+        precision.weights.group
+        for precision in precisions
+        if precision.name not in excluded and precision.weights.group is not None
+    ]
+    axis = group_axis(nodes[readers[0][0].name], readers[0][1])
+    if not sizes or axis is None:
+        return None, None, 1
+    return axis, min(sizes), shape[axis] // min(sizes)
 
 
 def _bias_sites(
@@ -140,6 +174,26 @@ def _bias_sites(
                 channels=second.channels,
                 rank=1,
                 bias_of=(first.name, second.name),
+            )
+        )
+    return sites
+
+
+def _quantized_bias_sites(layers: Sequence[Layer], nodes: Nodes) -> list[Site]:
+    """Sites of biases that are quantized like weights."""
+    sites = []
+    for layer in layers:
+        node = nodes[layer.name]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is None or constant(bias) is None:
+            continue
+        sites.append(
+            Site(
+                name=f"{bias.name}@{layer.name}:bias",
+                tensor=str(bias.name),
+                layers=(layer.name,),
+                consumers=((layer.name, 2),),
+                is_weight=True,
             )
         )
     return sites
@@ -194,7 +248,7 @@ def _tensor_sites(
 def _look_between(node: ir.Node, found: _Tensors, target: Target) -> None:
     """Note what an operator that is no layer does with quantized tensors."""
     inputs = tuple(value for value in node.inputs if value is not None)
-    if node.op_type in _BETWEEN and all(found.has_site(value) for value in inputs):
+    if node.op_type in target.between_ops and all(found.has_site(value) for value in inputs):
         made = _after_activation(node.outputs[0])
         found.operands[made] = inputs
         if node.op_type in target.shared_scale_ops and made is node.outputs[0]:

@@ -12,18 +12,19 @@ from onnx_ir.passes import common
 from onnx_fliqs.calibrate import (
     Observer,
     activation_scales,
+    negative_shares,
     sample_values,
     weight_scales,
 )
 from onnx_fliqs.data import Dataset, input_specs, synthetic
 from onnx_fliqs.find_layers import find_layers
-from onnx_fliqs.formats import Format
 from onnx_fliqs.index_ranges import index_ranges
 from onnx_fliqs.layer_operators import macs
 from onnx_fliqs.passes.canonicalise import canonicalise
+from onnx_fliqs.precision import Precision
 from onnx_fliqs.signs import mark_unsigned
 from onnx_fliqs.sites import SearchSpace
-from onnx_fliqs.targets import Target
+from onnx_fliqs.targets import Activations, Target
 from onnx_fliqs.train_step import Batch
 
 __all__ = [
@@ -54,7 +55,7 @@ def prepare(
     model: ir.Model,
     dataset: Dataset | None,
     target: Target,
-    formats: Sequence[Format],
+    precisions: Sequence[Precision],
     *,
     remove_quantization: bool = False,
 ) -> Prepared:
@@ -64,7 +65,7 @@ def prepare(
         model: As loaded; it is not changed.
         dataset: For the sizes of free dimensions; None: one made-up sample.
         target: Decides the sites.
-        formats: The formats to choose from, cheapest first.
+        precisions: What the layers choose from, cheapest first.
         remove_quantization: Turn a quantized model back into a float model, not refuse it.
 
     Raises:
@@ -72,7 +73,7 @@ def prepare(
         DataError: The model needs real data to be run.
     """
     canonical = canonicalise(model.clone(), remove_quantization=remove_quantization)
-    space = find_layers(canonical, target, formats)
+    space = find_layers(canonical, target, precisions)
     if dataset is None:
         dataset = synthetic_data(canonical, 1, 0)
     return Prepared(canonical, _with_macs(canonical, space, dataset))
@@ -144,7 +145,7 @@ def calibration_batches(dataset: Dataset) -> list[Batch]:
 
 
 def calibrate(
-    prepared: Prepared, dataset: Dataset, seed: int
+    prepared: Prepared, target: Target, dataset: Dataset, seed: int
 ) -> tuple[
     Prepared,
     dict[tuple[str, str], npt.NDArray[np.float32]],
@@ -164,7 +165,12 @@ def calibrate(
     if not dataset.synthetic:
         inputs = {str(value.name) for value in canonical.graph.inputs} & set(samples)
         never_negative = {n for n in inputs if samples[n].min(initial=0.0) >= 0}
-        space = mark_unsigned(canonical, space, never_negative)
+        if target.activations is not Activations.SYMMETRIC:
+            space = mark_unsigned(canonical, space, never_negative)
+    if target.activations is Activations.ASYMMETRIC:
+        shares = negative_shares(space, samples)
+        sites = (replace(s, negative=shares.get(s.name, s.negative)) for s in space.sites)
+        space = replace(space, sites=tuple(sites))
     scales = activation_scales(space, samples)
     scales |= weight_scales(space, weights_of(canonical, space), seed)
     return Prepared(canonical, space), scales, samples

@@ -8,10 +8,11 @@ import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.containers import container_of
-from onnx_fliqs.cost import Cost, cost_of, counted_macs
+from onnx_fliqs.cost import Cost, cost_of, layer_bops
 from onnx_fliqs.model import atomic_write, save_model
+from onnx_fliqs.precision import PrecisionMap
 from onnx_fliqs.runtime import OptimizationLevel
-from onnx_fliqs.sites import FormatMap, Layer, SearchSpace, Skipped
+from onnx_fliqs.sites import Layer, SearchSpace, Skipped
 from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.verify import Verification
 
@@ -25,7 +26,9 @@ class LayerReport:
     name: str
     op: str
     format: str
+    """Name of its precision: of both operands, or ``weights:activations``."""
     bits: int
+    """Of its weights; of its activations where it has none."""
     params: int
     macs: int
     share: float
@@ -120,22 +123,25 @@ class SearchResult:
         return assignment
 
 
-def layer_reports(space: SearchSpace, chosen: FormatMap) -> tuple[LayerReport, ...]:
+def layer_reports(space: SearchSpace, chosen: PrecisionMap) -> tuple[LayerReport, ...]:
     """The table of a result."""
     total = cost_of(space, chosen).bops
 
     def report(layer: Layer) -> LayerReport:
-        fmt = chosen[layer.name]
+        precision = chosen[layer.name]
+        formats = {precision.activations} if layer.weight_only is None else set()
+        if layer.weights:
+            formats.add(precision.weights)
         return LayerReport(
             name=layer.name,
             op=layer.op_type,
-            format=fmt.name,
-            bits=fmt.bits,
+            format=precision.name,
+            bits=(precision.weights if layer.weights else precision.activations).bits,
             params=layer.params,
             macs=layer.macs,
-            share=counted_macs(layer) * fmt.bits**2 / total if total else 0.0,
+            share=layer_bops(layer, precision) / total if total else 0.0,
             trained=layer.frozen is None and bool(layer.weights),
-            simulated=not container_of(fmt).native,
+            simulated=not all(container_of(fmt).native for fmt in formats),
             reason=layer.frozen,
             weight_only=layer.weight_only,
         )

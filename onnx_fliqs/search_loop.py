@@ -354,7 +354,7 @@ class _Run:
         """The assignment that the strategy asks for."""
         strategy, costs = self._setup.config.strategy, self._costs
         if strategy is Strategy.UNIFORM:
-            return uniform_choices(costs)
+            return uniform_choices(costs, self._space.levels)
         if strategy is Strategy.RANDOM:
             return random_choices(costs, np.random.default_rng(self._setup.config.seed))
         if strategy is Strategy.FLIQS:
@@ -417,7 +417,9 @@ class _Run:
             state.train, batch, self._values(choices, state.scales), list(dict.fromkeys(names))
         )
         samples = sample_values([seen], 1, config.seed)
-        running = blended(state.scales, activation_scales(space, samples), _KEPT_SCALE)
+        running = activation_scales(space, samples)
+        if not space.power_of_two_scales:
+            running = blended(state.scales, running, _KEPT_SCALE)
         return running | weight_scales(space, weights, config.seed)
 
     # --- checkpoints -----------------------------------------------------------------------
@@ -456,7 +458,7 @@ class _Run:
         return SearchResult(
             model=emitted.graph,
             assignment=Assignment(
-                {name: fmt.name for name, fmt in chosen.items()}, setup.target.name
+                {name: p.name for name, p in chosen.items()}, setup.target.name
             ),
             layers=layer_reports(self._space, chosen),
             skipped=self._space.skipped,

@@ -66,12 +66,12 @@ def set_up(
         InfeasibleError: The budget cannot be met.
     """
     target = parse_target(config.target)
-    formats = target.space(config.space)
+    precisions = target.space(config.space)
     model = load_model(source) if isinstance(source, Path) else source
     warnings = []
     dataset = load_npz(data, input_specs(model)) if isinstance(data, Path) else data
     prepared = prepare(
-        model, dataset, target, formats, remove_quantization=config.remove_quantization
+        model, dataset, target, precisions, remove_quantization=config.remove_quantization
     )
     budget = config.budget or default_budget(prepared.space, target.default_bits)
     check_feasible(prepared.space, budget)
@@ -82,7 +82,7 @@ def set_up(
             " pass --data for a model to ship"
         )
     train, held_out = split(dataset, _validation_share(len(dataset), config), config.seed)
-    prepared, scales, samples = calibrate(prepared, train, config.seed)
+    prepared, scales, samples = calibrate(prepared, target, train, config.seed)
     weights = weights_of(prepared.canonical, prepared.space)
     objective = _objective(prepared, train, config)
     warnings += objective.notes

@@ -44,7 +44,9 @@ def mark_unsigned(
     activations = [site for site in space.sites if not site.is_weight]
     signed = {root(site) for site in activations if site.tensor not in names}
     unsigned = {root(site) for site in activations} - signed
-    sites = (replace(site, unsigned=root(site) in unsigned) for site in space.sites)
+    sites = (
+        replace(site, negative=0.0 if root(site) in unsigned else None) for site in space.sites
+    )
     return replace(space, sites=tuple(sites))
 
 

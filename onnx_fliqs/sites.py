@@ -1,10 +1,11 @@
 """What is searched: layers, the sites that quantize their operands, and the formats.
 
-A :class:`Layer` decides one format; a :class:`Site` is a tensor that is quantized in the
-format its deciding layers chose. What a choice feeds into the graph are the two flat arrays of
-:class:`SiteValues`.
+A :class:`Layer` chooses a precision; a :class:`Site` is a tensor that is quantized in the
+format that its deciding layers chose for it. What a choice feeds into the graph are the two
+flat arrays of :class:`SiteValues`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,6 @@ import numpy.typing as npt
 
 from onnx_fliqs.formats import (
     FORMATS,
-    FloatFormat,
     Format,
     IntFormat,
     grid_code,
@@ -23,6 +23,7 @@ from onnx_fliqs.formats import (
     unsigned_variant,
 )
 from onnx_fliqs.partition import united
+from onnx_fliqs.precision import Precision, PrecisionMap
 
 __all__ = [
     "FormatMap",
@@ -32,25 +33,16 @@ __all__ = [
     "Site",
     "SiteValues",
     "Skipped",
-    "computed_in_integers",
 ]
 
 FormatMap: TypeAlias = Mapping[str, Format]
-"""Layer name (or site name) → its format."""
+"""Site name → its format."""
 
 ScaleTable: TypeAlias = Mapping[tuple[str, str], npt.NDArray[np.float32]]
-"""(site name, format name) → scales, of shape [site.channels]: the switchable thresholds."""
+"""(site name, format name) → scales, of shape [site.scale_count(format)]: the switchable
+thresholds."""
 
 _BIAS: Final = IntFormat(bits=32)
-
-
-def computed_in_integers(fmt: Format) -> bool:
-    """Whether runtimes may compute a layer of this format in integers.
-
-    These are the widths whose weights and activations both travel as 8-bit integers. The bias
-    is then added to int32 sums, so it is rounded to the product of their scales.
-    """
-    return isinstance(fmt, IntFormat) and 4 < fmt.bits <= 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +63,8 @@ class Layer:
     weight_only: str | None = None
     """Why the activations stay float; None where they are quantized. Such a layer multiplies
     in float, whatever its format: it counts in bytes, not in bit operations."""
+    excluded: frozenset[str] = frozenset()
+    """Names of the precisions that it cannot take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,29 +85,74 @@ class Site:
     axis: int | None = None
     """Axis of the scales; None for one scale."""
     channels: int = 1
-    """Number of scales."""
+    """Number of scales, where they are not in groups."""
     rank: int = 0
     """Rank of the tensor; of interest only with an axis."""
-    unsigned: bool = False
-    """Whether the values are never negative."""
+    group_axis: int | None = None
+    """Axis along which some precision has groups; of a weight that is a matrix."""
+    groups: int = 1
+    """Number of the smallest groups that some precision has."""
+    group: int | None = None
+    """Size of the smallest groups that some precision has."""
+    negative: float | None = None
+    """Share of the range that lies below zero: 0 where no value is negative; None where the
+    range is symmetric."""
     same_scale_as: str | None = None
     """Name of an earlier site with which this one shares its scale."""
     bias_of: tuple[str, str] | None = None
     """For a bias that is added to integer products: the names of the sites of the activation
     and of the weight, whose scales multiply to its own."""
 
-    def effective(self, fmt: Format) -> Format:
-        """The format as this tensor takes it: unsigned where that loses nothing."""
+    def asked(self, precision: Precision) -> Format:
+        """What a layer of some precision asks of this tensor."""
         if self.bias_of is not None:
-            return _BIAS if computed_in_integers(fmt) else FORMATS["float32"]
-        return unsigned_variant(fmt) if self.unsigned else fmt
+            return _BIAS if precision.in_integers else FORMATS["float32"]
+        return precision.weights if self.is_weight else precision.activations
+
+    def effective(self, fmt: Format) -> Format:
+        """The format as this tensor takes it: shifted where its range is not symmetric."""
+        return fmt if self.negative is None else unsigned_variant(fmt, self.negative)
+
+    def scale_count(self, fmt: Format) -> int:
+        """Number of scales in a format."""
+        return math.prod(self.scale_shape(fmt))
+
+    def scale_shape(self, fmt: Format) -> tuple[int, ...]:
+        """Shape of the scales in a format, as many axes as the tensor; () for one scale."""
+        if self.axis is None and fmt.group is None:
+            return ()
+        shape = [self.channels if i == self.axis else 1 for i in range(self.rank)]
+        if fmt.group is not None:
+            assert self.group_axis is not None and self.group is not None  # noqa: PT018
+            shape[self.group_axis] = self.groups * self.group // fmt.group
+        return tuple(shape)
 
     @property
     def broadcast_shape(self) -> tuple[int, ...]:
-        """Shape in which the scales broadcast against the tensor; () for one scale."""
-        if self.axis is None:
-            return ()
-        return tuple(self.channels if i == self.axis else 1 for i in range(self.rank))
+        """Shape in which the graph's scales broadcast against the tensor; () for one scale.
+
+        With groups, the tensor has its axis cut in two: groups, and numbers of a group.
+        """
+        if self.group_axis is None:
+            shape = [self.channels if i == self.axis else 1 for i in range(self.rank)]
+            return () if self.axis is None else tuple(shape)
+        shape = [self.channels if i == self.axis else 1 for i in range(self.rank)]
+        shape[self.group_axis] = self.groups
+        return (*shape[: self.group_axis + 1], 1, *shape[self.group_axis + 1 :])
+
+    def spread(self, scales: npt.NDArray[np.float32], fmt: Format) -> npt.NDArray[np.float32]:
+        """The scales of a format, repeated for the smallest groups: what the graph reads.
+
+        Args:
+            scales: [scale_count(fmt)].
+            fmt: The format.
+        """
+        if self.group_axis is None:
+            return scales
+        shaped = scales.reshape(self.scale_shape(fmt) or (1,) * self.rank)
+        repeats = self.groups // shaped.shape[self.group_axis]
+        shaped = np.repeat(shaped, repeats, axis=self.group_axis)
+        return np.ascontiguousarray(shaped).reshape(-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,11 +180,13 @@ class SearchSpace:
 
     layers: tuple[Layer, ...]
     sites: tuple[Site, ...]
-    formats: tuple[Format, ...]
-    """Cheapest first; the same for every layer."""
+    precisions: tuple[Precision, ...]
+    """Cheapest first; each layer may take all but those that it excludes."""
     skipped: tuple[Skipped, ...] = ()
     groups: tuple[tuple[str, ...], ...] = ()
-    """Names of layers that have to take the same format; groups may overlap."""
+    """Names of layers that have to take the same precision; groups may overlap."""
+    power_of_two_scales: bool = False
+    """Whether every scale is a power of two."""
 
     @cached_property
     def layer(self) -> Mapping[str, Layer]:
@@ -162,15 +203,46 @@ class SearchSpace:
         """The layers of each decision, by name: one, or all that groups tie together."""
         return united(self.layer, self.groups)
 
-    def assign(self, choices: Sequence[int]) -> dict[str, Format]:
-        """The format of every layer.
+    @cached_property
+    def choices(self) -> tuple[tuple[Precision, ...], ...]:
+        """For each decision, what all of its layers can take, cheapest first."""
+        return tuple(
+            tuple(
+                precision
+                for precision in self.precisions
+                if not any(precision.name in self.layer[name].excluded for name in names)
+            )
+            for names in self.decisions
+        )
+
+    @cached_property
+    def levels(self) -> tuple[tuple[int, ...], ...]:
+        """For each precision, the choice of every decision that comes closest to it.
+
+        That is the precision itself where it is a choice, else the next one that is more
+        precise, else the most precise of all.
+        """
+
+        def closest(choices: Sequence[Precision], wanted: Precision) -> int:
+            enough = (i for i, p in enumerate(choices) if p.order >= wanted.order)
+            return next(enough, len(choices) - 1)
+
+        return tuple(
+            tuple(closest(choices, wanted) for choices in self.choices)
+            for wanted in self.precisions
+        )
+
+    def assign(self, choices: Sequence[int]) -> dict[str, Precision]:
+        """The precision of every layer.
 
         Args:
-            choices: For each decision, an index into ``formats``.
+            choices: For each decision, an index into its ``choices``.
         """
         chosen = {
-            name: self.formats[choice]
-            for names, choice in zip(self.decisions, choices, strict=True)
+            name: precisions[choice]
+            for names, precisions, choice in zip(
+                self.decisions, self.choices, choices, strict=True
+            )
             for name in names
         }
         return {layer.name: chosen[layer.name] for layer in self.layers}
@@ -178,17 +250,17 @@ class SearchSpace:
     @property
     def needs_mantissa(self) -> bool:
         """Whether a site has to round to a mantissa: any float format but float32."""
-        return any(isinstance(f, FloatFormat) and f.mantissa < 23 for f in self.formats)
+        return any(precision.needs_mantissa for precision in self.precisions)
 
-    def uniform(self, fmt: Format) -> dict[str, Format]:
-        """The same format for every layer."""
-        return {layer.name: fmt for layer in self.layers}
+    def uniform(self, precision: Precision) -> dict[str, Precision]:
+        """The same precision for every layer."""
+        return {layer.name: precision for layer in self.layers}
 
-    def formats_taken(self, chosen: FormatMap) -> dict[str, Format]:
+    def formats_taken(self, chosen: PrecisionMap) -> dict[str, Format]:
         """Site name → the format that it takes under an assignment (see :class:`Site`)."""
         decided: dict[str, Format] = {}
         for site in self.sites:
-            votes = [chosen[name] for name in site.layers]
+            votes = [site.asked(chosen[name]) for name in site.layers]
             if site.operands:
                 votes.append(max((decided[name] for name in site.operands), key=_bits))
             decided[site.name] = min(votes, key=_bits)
@@ -197,7 +269,7 @@ class SearchSpace:
     def scales_taken(
         self, taken: FormatMap, scales: ScaleTable
     ) -> dict[str, npt.NDArray[np.float32]]:
-        """Site name → its scales, of shape [site.channels].
+        """Site name → its scales, of shape [site.scale_count(format)].
 
         Args:
             taken: The format of every site.
@@ -216,25 +288,34 @@ class SearchSpace:
                 found[site.name] = product.astype(np.float32)
         return found
 
-    def values(self, chosen: FormatMap, scales: ScaleTable) -> SiteValues:
+    def values(self, chosen: PrecisionMap, scales: ScaleTable) -> SiteValues:
         """What an assignment feeds into the searchable graph.
 
         Args:
-            chosen: A format for every layer.
+            chosen: A precision for every layer.
             scales: Scales for every site in (at least) the format that it takes.
         """
         taken = self.formats_taken(chosen)
         steps = self.scales_taken(taken, scales)
         return SiteValues(
             np.array([grid_code(fmt) for fmt in taken.values()], np.float32).reshape(-1, 5),
-            np.concatenate(list(steps.values())),
+            np.concatenate(
+                [site.spread(steps[site.name], taken[site.name]) for site in self.sites]
+            ),
         )
 
     def site_formats(self, site: Site) -> tuple[Format, ...]:
         """Every format that needs scales of its own at this site."""
         if site.bias_of is not None:
             return ()
-        return tuple(site.effective(fmt) for fmt in self.formats if not is_passthrough(fmt))
+        asked = dict.fromkeys(
+            site.asked(precision)
+            for precision in self.precisions
+            # What an operator between layers makes may follow from any of them.
+            if site.operands
+            or any(precision.name not in self.layer[name].excluded for name in site.layers)
+        )
+        return tuple(site.effective(fmt) for fmt in asked if not is_passthrough(fmt))
 
 
 def _bits(fmt: Format) -> int:

@@ -112,15 +112,19 @@ def greedy_choices(costs: CostTable, damage: Sequence[Row]) -> Choices:
     return tuple(chosen)
 
 
-def uniform_choices(costs: CostTable) -> Choices:
-    """The most precise choice that all decisions can make together.
+def uniform_choices(costs: CostTable, levels: Sequence[Choices]) -> Choices:
+    """The most precise uniform assignment that meets the budget.
+
+    Args:
+        costs: Cost of each choice as a share of the budget.
+        levels: The uniform assignments, the cheapest first.
 
     Raises:
         InfeasibleError: Even the cheapest costs more than the budget.
     """
-    for choice in reversed(range(min(map(len, costs)))):
-        if sum(float(row[choice]) for row in costs) <= 1 + 1e-9:
-            return (choice,) * len(costs)
+    for choices in reversed(levels):
+        if sum(float(row[c]) for row, c in zip(costs, choices, strict=True)) <= 1 + 1e-9:
+            return tuple(choices)
     raise InfeasibleError("no uniform format meets the budget")
 
 

@@ -2,12 +2,13 @@
 
 import enum
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from onnx_fliqs.errors import ConfigError
-from onnx_fliqs.formats import Format, parse_format, parse_space
+from onnx_fliqs.precision import Precision, parse_precision, parse_space
 
-__all__ = ["TARGETS", "Placement", "Target", "parse_target"]
+__all__ = ["TARGETS", "Activations", "Bias", "Kernels", "Placement", "Target", "parse_target"]
 
 
 class Placement(enum.Enum):
@@ -20,58 +21,138 @@ class Placement(enum.Enum):
     and write integers."""
 
 
+class Activations(enum.Enum):
+    """Ranges of the integers that activations become."""
+
+    SYMMETRIC = "symmetric"
+    """Signed, zero point 0."""
+    UNSIGNED = "unsigned"
+    """Unsigned where no value is negative, else signed and symmetric."""
+    ASYMMETRIC = "asymmetric"
+    """Unsigned, with the zero point that the values ask for."""
+
+
+class Bias(enum.Enum):
+    """What becomes of the bias of a layer that is computed in integers."""
+
+    INT32 = "int32"
+    """An int32 with the product of the operands' scales."""
+    FLOAT = "float"
+    """It stays float."""
+    WEIGHT = "weight"
+    """Quantized like the weights, with one scale of its own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """Operators, and the precisions in which a target runs them."""
+
+    ops: tuple[str, ...]
+    precisions: tuple[str, ...]
+    """Of embeddings and recurrent cells, whose activations stay float, the weights count."""
+    least_channels: int = 1
+    """Channels that go in and come out, of a Conv per group, at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """A hardware profile."""
 
     name: str
     description: str
-    formats: tuple[str, ...] | None
-    """Names of the formats that it runs; None for all of them."""
-    default_space: str
-    default_bits: float
+    kernels: tuple[Kernels, ...] | None = None
+    """What it runs besides float32; None: everything."""
+    default_space: str = "int-l"
+    default_bits: float = 5.0
     """Budget in effective bits where the user names none."""
-    placement: Placement
-    unsigned_container: bool
-    """Whether signed 8-bit activations travel as uint8 with zero point 128. ONNX Runtime turns
-    int8 activations into uint8 itself; 1.31.1 then cannot load some of those graphs."""
-    shared_scale_ops: tuple[str, ...]
+    placement: Placement = Placement.LAYER_INPUTS
+    between_ops: tuple[str, ...] = ()
+    """With ``Placement.TENSORS``: operators between layers that run on integers if all that
+    they read and write are integers."""
+    shared_scale_ops: tuple[str, ...] = ()
     """Operators whose inputs and output share one scale, besides those that only rearrange."""
-    weight_only_ops: tuple[str, ...] | None
-    """Operators of which it runs quantized weights beside float activations well; None for all
-    of them."""
-    qdq_types: tuple[str, ...] | None
-    """ONNX types that its QuantizeLinear and DequantizeLinear take; None for all of them."""
+    activations: Activations = Activations.UNSIGNED
+    unsigned_container: bool = False
+    """Whether signed 8-bit activations travel as uint8 with zero point 128."""
+    per_channel_ops: tuple[str, ...] | None = None
+    """Operators whose weights have a scale per channel; None: all that can."""
+    power_of_two_scales: bool = False
+    bias: Bias = Bias.INT32
+    qdq_types: tuple[str, ...] | None = None
+    """ONNX types that its QuantizeLinear and DequantizeLinear take; None: all of them."""
+    static_shapes: bool = False
+    """Whether it only runs graphs of fixed shapes."""
+    runtimes: tuple[str, ...] = ()
+    """Runtimes that have to compute the optimised graph right; the others are not here."""
 
-    def space(self, text: str | None) -> tuple[Format, ...]:
-        """The formats to search: those asked for, or the target's own.
+    @cached_property
+    def precisions(self) -> tuple[str, ...] | None:
+        """Names of all precisions that some operator runs in; None for every one."""
+        if self.kernels is None:
+            return None
+        names = (name for kernels in self.kernels for name in kernels.precisions)
+        return tuple(dict.fromkeys((*names, "float32")))
+
+    def space(self, text: str | None) -> tuple[Precision, ...]:
+        """The precisions to search: those asked for, or the target's own.
 
         Raises:
-            ConfigError: The target cannot run a format that was asked for.
+            ConfigError: The target cannot run one that was asked for.
         """
-        formats = parse_space(text or self.default_space)
-        if self.formats is not None:
-            illegal = [fmt.name for fmt in formats if fmt.name not in self.formats]
-            if illegal:
-                raise ConfigError(
-                    f"target {self.name} cannot run {', '.join(illegal)};"
-                    f" it runs {', '.join(self.formats)}"
-                )
-        return formats
+        found = parse_space(text or self.default_space)
+        for precision in found:
+            self._check(precision)
+        return found
 
-    def check(self, format_name: str) -> Format:
-        """Look up one format that the target must be able to run.
+    def check(self, name: str) -> Precision:
+        """Look up one precision that the target must be able to run.
 
         Raises:
-            ConfigError: The format is unknown, or the target cannot run it.
+            ConfigError: The name is unknown, or the target cannot run it.
         """
-        fmt = parse_format(format_name)
-        if self.formats is not None and fmt.name not in self.formats:
+        precision = parse_precision(name)
+        self._check(precision)
+        return precision
+
+    def _check(self, precision: Precision) -> None:
+        if self.precisions is not None and precision.name not in self.precisions:
             raise ConfigError(
-                f"target {self.name} cannot run {fmt.name}; it runs {', '.join(self.formats)}"
+                f"target {self.name} cannot run {precision.name};"
+                f" it runs {', '.join(self.precisions)}"
             )
-        return fmt
 
+    def runs(
+        self, op_type: str, precision: Precision, channels: int, *, weights_only: bool
+    ) -> bool:
+        """Whether it has a kernel.
+
+        Args:
+            op_type: The operator.
+            precision: What its layer would take.
+            channels: The fewer of those that go in and come out.
+            weights_only: Whether only the weights would be quantized.
+        """
+        if self.kernels is None or precision.name == "float32":
+            return True
+        return any(
+            op_type in kernels.ops
+            and channels >= kernels.least_channels
+            and any(_same(precision, name, weights_only) for name in kernels.precisions)
+            for kernels in self.kernels
+        )
+
+    def has_kernel(self, op_type: str) -> bool:
+        """Whether some precision besides float32 makes an operator better."""
+        return self.kernels is None or any(op_type in k.ops for k in self.kernels)
+
+
+def _same(precision: Precision, name: str, weights_only: bool) -> bool:
+    if weights_only:
+        return precision.weights == parse_precision(name).weights
+    return precision.name == name
+
+
+_PRODUCTS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 TARGETS: Final[dict[str, Target]] = {
     target.name: target
@@ -79,28 +160,28 @@ TARGETS: Final[dict[str, Target]] = {
         Target(
             name="generic",
             description="standard ONNX QDQ; formats without a type of their own are simulated",
-            formats=None,
-            default_space="int-l",
-            default_bits=5.0,
-            placement=Placement.LAYER_INPUTS,
             unsigned_container=True,
-            shared_scale_ops=(),
-            weight_only_ops=None,
-            qdq_types=None,
+            runtimes=("onnxruntime",),
         ),
         Target(
             name="ort-cpu",
             description="int8 and float on ONNX Runtime's integer CPU kernels",
-            formats=("int8", "float32"),
+            kernels=(
+                Kernels(ops=("Conv", "Gemm", "MatMul"), precisions=("int8",)),
+                # An LSTM whose weights are dequantized in every run takes 1.05 to 2.8 times as
+                # long as in float; of a table only the rows that are read are dequantized.
+                Kernels(ops=("Gather",), precisions=("int8",)),
+            ),
             default_space="int8,float32",
             default_bits=8.0,
             placement=Placement.TENSORS,
-            unsigned_container=True,
+            between_ops=("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"),
             shared_scale_ops=("Concat",),
-            # An LSTM whose weights are dequantized in every run takes 1.05 to 2.8 times as
-            # long as in float; of a table only the rows that are read are dequantized.
-            weight_only_ops=("Gather",),
+            # ONNX Runtime turns int8 activations into uint8 itself; 1.31.1 then cannot load
+            # some of those graphs.
+            unsigned_container=True,
             qdq_types=("UINT8", "INT8", "INT32"),
+            runtimes=("onnxruntime",),
         ),
     )
 }

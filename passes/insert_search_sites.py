@@ -1,5 +1,6 @@
 """Puts a searchable quantize/dequantize site in front of every operand that is searched."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -92,7 +93,7 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
 
     def _scales(self, graph: ir.Graph, order: dict[ir.Node, int]) -> list[ir.Value]:
         """One value per site, cut from the flat initializer."""
-        sizes = [site.channels for site in self._sites]
+        sizes = [math.prod(site.broadcast_shape) for site in self._sites]
         scales = _initializer(graph, SCALES, np.ones(sum(sizes), np.float32))
         split = ir.node(
             "Split",
@@ -124,6 +125,12 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
         nodes = [ir.node("Reshape", [scales[index], shape], name=f"{site.name}.scale")]
         nodes[0].outputs[0].name = f"{site.name}.scale"
         operands = [tensor, nodes[0].outputs[0]]
+        if site.group_axis is not None:
+            # Cut into groups, so that each has its own scale.
+            sizes = list(_lengths(tensor))
+            sizes[site.group_axis : site.group_axis + 1] = [site.groups, -1]
+            nodes.append(_reshape(graph, tensor, sizes, f"{site.name}.grouped"))
+            operands[0] = nodes[-1].outputs[0]
         fields = ANY_CODES if self._function == ANY_SITE else INTEGER_CODES
         for field in fields:
             position = 5 * index + GridCode._fields.index(field)
@@ -142,10 +149,28 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
                 metadata_props={SITE_KEY: site.name},
             )
         )
+        if site.group_axis is not None:
+            nodes[-1].outputs[0].name = f"{site.name}.quantized.grouped"
+            quantized = nodes[-1].outputs[0]
+            nodes.append(
+                _reshape(graph, quantized, _lengths(tensor), f"{site.name}.quantized")
+            )
         output = nodes[-1].outputs[0]
         output.name = f"{site.name}.quantized"
         output.shape, output.type = tensor.shape, tensor.type
         return nodes
+
+
+def _lengths(weight: ir.Value) -> tuple[int, ...]:
+    assert weight.const_value is not None
+    return tuple(weight.const_value.shape.numpy())
+
+
+def _reshape(graph: ir.Graph, value: ir.Value, sizes: Sequence[int], name: str) -> ir.Node:
+    shape = _initializer(graph, f"{name}.shape", np.array(sizes, np.int64))
+    node = ir.node("Reshape", [value, shape], name=name)
+    node.outputs[0].name = name
+    return node
 
 
 def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:

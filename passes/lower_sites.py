@@ -16,6 +16,7 @@ from onnx_fliqs.formats import (
     quantize,
 )
 from onnx_fliqs.passes.insert_search_sites import SITE_KEY
+from onnx_fliqs.precision import Precision, PrecisionMap
 from onnx_fliqs.site_functions import (
     ANY_CODES,
     ANY_SITE,
@@ -24,14 +25,8 @@ from onnx_fliqs.site_functions import (
     INTEGER_SITE,
     site_function,
 )
-from onnx_fliqs.sites import (
-    FormatMap,
-    ScaleTable,
-    SearchSpace,
-    Site,
-    computed_in_integers,
-)
-from onnx_fliqs.targets import Target
+from onnx_fliqs.sites import ScaleTable, SearchSpace, Site
+from onnx_fliqs.targets import Bias, Target
 
 __all__ = ["LowerSitesPass"]
 
@@ -58,7 +53,7 @@ class LowerSitesPass(ir.passes.InPlacePass):
     """
 
     def __init__(
-        self, space: SearchSpace, chosen: FormatMap, scales: ScaleTable, target: Target
+        self, space: SearchSpace, chosen: PrecisionMap, scales: ScaleTable, target: Target
     ) -> None:
         super().__init__()
         self._space = space
@@ -82,6 +77,8 @@ class LowerSitesPass(ir.passes.InPlacePass):
             layer = self._space.layer.get(str(node.name))
             if layer is None or layer.weight_only is not None:
                 continue
+            if self._target.bias is not Bias.INT32:
+                continue
             if _endangers_bias(self._chosen[layer.name]):
                 _protect_bias(model.graph, node)
         common.RemoveUnusedNodesPass()(model)
@@ -104,7 +101,12 @@ class LowerSitesPass(ir.passes.InPlacePass):
         scale: npt.NDArray[np.float32],
         made: dict[tuple[Any, ...], ir.Value],
     ) -> None:
-        tensor = node.inputs[0]
+        tensor, last = node.inputs[0], node
+        if site.group_axis is not None:
+            # Stored whole; DequantizeLinear knows groups.
+            cut = tensor.producer() if tensor is not None else None
+            assert cut is not None
+            tensor, last = cut.inputs[0], next(iter(node.outputs[0].uses())).node
         assert tensor is not None
         key = (tensor, fmt.name, scale.tobytes(), site.axis)
         if fmt.name == "float32":
@@ -120,8 +122,8 @@ class LowerSitesPass(ir.passes.InPlacePass):
                 made[key] = self._activation(build, tensor, scale, fmt, container)
             else:
                 made[key] = _arithmetic(build, node, scale, fmt)
-        node.outputs[0].replace_all_uses_with(made[key])
-        graph.remove(node, safe=True)
+        last.outputs[0].replace_all_uses_with(made[key])
+        graph.remove(dict.fromkeys((last, node)), safe=True)
 
     def _activation(
         self,
@@ -137,12 +139,12 @@ class LowerSitesPass(ir.passes.InPlacePass):
                 "Clip",
                 [tensor, build.constant("lo", ends[0]), build.constant("hi", ends[1])],
             )
-        dtype, zero = container.dtype, 0
+        dtype, zero = container.dtype, fmt.zero_point if isinstance(fmt, IntFormat) else 0
         if self._target.unsigned_container and dtype is ir.DataType.INT8:
             dtype, zero = ir.DataType.UINT8, 128
         operands = [build.constant("scale", scale[0])]
         attributes: dict[str, int] = {}
-        if dtype in (ir.DataType.INT8, ir.DataType.UINT8):
+        if zero or dtype in (ir.DataType.INT8, ir.DataType.UINT8):
             # ONNX Runtime fuses 8-bit groups only when the zero point is spelled out.
             operands.append(build.constant("zero_point", np.array(zero, dtype.numpy())))
         else:
@@ -191,30 +193,31 @@ def _weight(
     """Codes in an initializer, and the node that reads them."""
     assert tensor.const_value is not None
     site = build.site
-    spread = scale.reshape(site.broadcast_shape)
+    shaped = scale.reshape(site.scale_shape(fmt))
+    spread = shaped
+    if fmt.group is not None:
+        spread = np.repeat(shaped, fmt.group, axis=site.group_axis)
     numbers = quantize(tensor.const_value.numpy() / spread, fmt)
     if is_passthrough(fmt):
         numbers = np.clip(tensor.const_value.numpy(), *grid_code(fmt)[:2]).astype(np.float32)
     codes = build.constant("codes", container.encode(numbers, f"{site.name}.codes"))
-    step = (scale / np.float32(container.multiplier)).astype(np.float32)
+    multiplier = np.float32(container.multiplier)
     if container.dequantizes:
-        per_channel = site.axis is not None
-        operands = [codes, build.constant("scale", step if per_channel else step[0])]
+        step, attributes = scale[0], {}
+        if fmt.group is not None:
+            assert site.group_axis is not None
+            step, attributes = shaped, {"axis": site.group_axis, "block_size": fmt.group}
+        elif site.axis is not None:
+            step, attributes = scale, {"axis": site.axis}
+        step = np.asarray(step / multiplier, np.float32)
+        operands = [codes, build.constant("scale", step)]
         if container.dtype is ir.DataType.INT8:
-            operands.append(
-                build.constant(
-                    "zero_point", np.zeros(step.shape if per_channel else (), np.int8)
-                )
-            )
-        return build(
-            "DequantizeLinear",
-            operands,
-            {"axis": site.axis} if site.axis is not None else None,
-        )
+            operands.append(build.constant("zero_point", np.zeros(step.shape, np.int8)))
+        return build("DequantizeLinear", operands, attributes)
     value = build("Cast", [codes], {"to": int(ir.DataType.FLOAT)})
     if is_passthrough(fmt):
         return value
-    return build("Mul", [value, build.constant("scale", step.reshape(site.broadcast_shape))])
+    return build("Mul", [value, build.constant("scale", spread / multiplier)])
 
 
 def _cast(build: _Builder, tensor: ir.Value, fmt: Format, container: Container) -> ir.Value:
@@ -262,11 +265,15 @@ def _arithmetic(
     return values[function.outputs[0]]
 
 
-def _endangers_bias(fmt: Format) -> bool:
-    """Whether the operands are dequantized, but never multiplied as 8-bit integers."""
-    if isinstance(fmt, IntFormat):
-        return not computed_in_integers(fmt)
-    return container_of(fmt).native and not is_passthrough(fmt)
+def _endangers_bias(precision: Precision) -> bool:
+    """Whether both operands are dequantized, but never multiplied as 8-bit integers."""
+
+    def dequantized(fmt: Format) -> bool:
+        native = container_of(fmt).native and not is_passthrough(fmt)
+        return isinstance(fmt, IntFormat) or native
+
+    formats = (precision.weights, precision.activations)
+    return all(map(dequantized, formats)) and not precision.in_integers
 
 
 def _protect_bias(graph: ir.Graph, node: ir.Node) -> None:

@@ -18,10 +18,11 @@ from onnx.reference import ReferenceEvaluator
 from onnx_fliqs.calibrate import Observer, activation_scales, sample_values, weight_scales
 from onnx_fliqs.emission import emit_graph
 from onnx_fliqs.find_layers import find_layers
-from onnx_fliqs.formats import FORMATS, Format, IntFormat
+from onnx_fliqs.formats import FORMATS, IntFormat
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
-from onnx_fliqs.sites import FormatMap, ScaleTable, SearchSpace
+from onnx_fliqs.precision import Precision, PrecisionMap, parse_precision
+from onnx_fliqs.sites import ScaleTable, SearchSpace
 from onnx_fliqs.targets import TARGETS, Target
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>'
@@ -29,13 +30,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 Feeds = dict[str, npt.NDArray[Any]]
 
-SEARCHED: tuple[Format, ...] = tuple(
-    sorted(
-        (f for f in FORMATS.values() if not isinstance(f, IntFormat) or f.signed),
-        key=lambda fmt: fmt.bits,
-    )
-)
-"""Every format that a layer may take, cheapest first."""
+PRECISIONS = {
+    name: parse_precision(name)
+    for name, fmt in FORMATS.items()
+    if not isinstance(fmt, IntFormat) or fmt.signed
+}
+"""Every precision with one format for both operands, by name."""
+SEARCHED = tuple(sorted(PRECISIONS.values(), key=lambda precision: precision.order))
+"""The same, cheapest first."""
 
 
 def model(
@@ -212,7 +214,7 @@ class Calibrated:
     scales: ScaleTable
     target: Target
 
-    def searchable(self, chosen: FormatMap | None = None) -> ir.Model:
+    def searchable(self, chosen: PrecisionMap | None = None) -> ir.Model:
         """The graph with sites; at float32 where no formats are given."""
         model = self.canonical.clone()
         InsertSearchSitesPass(self.space)(model)
@@ -222,34 +224,40 @@ class Calibrated:
                 model.graph.initializers[name].const_value = ir.tensor(array, name=name)
         return model
 
-    def emitted(self, chosen: FormatMap) -> ir.Model:
+    def emitted(self, chosen: PrecisionMap) -> ir.Model:
         """The graph that is shipped."""
         return emit_graph(self.canonical, self.space, chosen, self.scales, self.target)
 
-    def random_mix(self, seed: int) -> dict[str, Format]:
+    def random_mix(self, seed: int) -> dict[str, Precision]:
         """A random choice for every decision."""
         rng = np.random.default_rng(seed)
-        count = len(self.space.formats)
-        return self.space.assign(
-            [int(choice) for choice in rng.integers(count, size=len(self.space.decisions))]
-        )
+        sizes = [len(choices) for choices in self.space.choices]
+        return self.space.assign([int(choice) for choice in rng.integers(sizes)])
+
+
+def runnable(target: Target) -> list[Precision]:
+    """What a target runs, cheapest first."""
+    if target.precisions is None:
+        return list(SEARCHED)
+    found = map(parse_precision, target.precisions)
+    return sorted(found, key=lambda precision: precision.order)
 
 
 def calibrated(
-    model: ir.Model, target: str = "generic", formats: Sequence[Format] | None = None
+    model: ir.Model, target: str = "generic", precisions: Sequence[Precision] | None = None
 ) -> Calibrated:
     """Canonicalise a model and calibrate its sites on random inputs.
 
     Args:
         model: It is changed.
         target: Name of the target.
-        formats: Cheapest first; by default all that the target runs.
+        precisions: Cheapest first; by default all that the target runs.
     """
     profile = TARGETS[target]
-    if formats is None:
-        formats = [f for f in SEARCHED if profile.formats is None or f.name in profile.formats]
+    if precisions is None:
+        precisions = runnable(profile)
     canonicalise(model)
-    space = find_layers(model, profile, formats)
+    space = find_layers(model, profile, precisions)
     observer = Observer(model, [site.tensor for site in space.sites if not site.is_weight])
     samples = sample_values([observer.run(random_feeds(model, 1))], 1, seed=0)
     weights = {

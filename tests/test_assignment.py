@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.errors import ConfigError
-from onnx_fliqs.formats import FORMATS, IntFormat, parse_space
+from onnx_fliqs.formats import FORMATS, IntFormat
+from onnx_fliqs.precision import parse_space
 from onnx_fliqs.sites import Layer, SearchSpace
 
 CHOICES = [
@@ -129,26 +130,26 @@ def test_a_folder_is_not_read(tmp_path: Path) -> None:
 
 
 def test_formats_follow_the_layers_of_the_model() -> None:
-    chosen = Assignment({"b": "INT8", "a": "e2m1"}).formats(space("a", "b"))
+    chosen = Assignment({"b": "INT8", "a": "e2m1"}).precisions(space("a", "b"))
     assert {name: fmt.name for name, fmt in chosen.items()} == {"a": "e2m1", "b": "int8"}
     assert list(chosen) == ["a", "b"]
 
 
 def test_a_layer_without_a_format_is_named() -> None:
     with pytest.raises(ConfigError, match="no format for layer 'b' of the model"):
-        Assignment({"a": "int4"}).formats(space("a", "b"))
+        Assignment({"a": "int4"}).precisions(space("a", "b"))
 
 
 def test_a_layer_that_the_model_lacks_is_named() -> None:
     with pytest.raises(ConfigError, match="names layer 'c', which the model does not have"):
-        Assignment({"a": "int4", "c": "int4"}).formats(space("a"))
+        Assignment({"a": "int4", "c": "int4"}).precisions(space("a"))
 
 
 def test_layers_that_share_a_format_cannot_have_two() -> None:
     tied = space("a", "b", "c", groups=(("a", "c"),))
-    formats = Assignment({"a": "int4", "b": "int8", "c": "int4"}).formats(tied)
+    formats = Assignment({"a": "int4", "b": "int8", "c": "int4"}).precisions(tied)
     assert [fmt.name for fmt in formats.values()] == ["int4", "int8", "int4"]
     with pytest.raises(
         ConfigError, match="gives layer 'a' int4 and layer 'c' int8, but the two"
     ):
-        Assignment({"a": "int4", "b": "int4", "c": "int8"}).formats(tied)
+        Assignment({"a": "int4", "b": "int4", "c": "int8"}).precisions(tied)

@@ -278,7 +278,7 @@ def test_layers_without_activations_are_distorted_by_their_weights_alone() -> No
     case = calibrated(FORMS["lstm"].build(), formats=[FORMATS["int4"], FORMATS["int8"]])
     weights = {name: initializer(case.canonical, name) for name in ("w", "r")}
     (row,) = distortions(case.space, {}, weights, case.scales)
-    for index, fmt in enumerate(case.space.formats):
+    for index, fmt in enumerate(case.space.precisions):
         expected = 0.0
         for name, weight in weights.items():
             scale = case.scales[f"{name}@cell", fmt.name].reshape(1, -1, 1)

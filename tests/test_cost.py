@@ -21,7 +21,8 @@ from onnx_fliqs.cost import (
 )
 from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.errors import ConfigError, InfeasibleError
-from onnx_fliqs.formats import parse_format, parse_space
+from onnx_fliqs.formats import parse_format
+from onnx_fliqs.precision import parse_space
 from onnx_fliqs.prepare import prepare
 from onnx_fliqs.sites import Layer, SearchSpace
 from onnx_fliqs.targets import parse_target
@@ -138,7 +139,7 @@ def test_the_table_adds_up_to_the_cost_of_every_assignment(kind: BudgetKind) -> 
     space = space_of((100, 7), (3, 50), (11, 0), formats="int4,int6,e4m3")
     table = cost_table(space, kind)
     for choices in itertools.product(range(3), repeat=3):
-        chosen = {f"l{i}": space.formats[c] for i, c in enumerate(choices)}
+        chosen = {f"l{i}": space.precisions[c] for i, c in enumerate(choices)}
         cost = cost_of(space, chosen)
         total = sum(float(row[c]) for row, c in zip(table, choices, strict=True))
         assert total == (cost.weight_bytes if kind is BudgetKind.SIZE else cost.bops)

@@ -8,7 +8,7 @@ from layer_forms import FORMS
 from onnx_fliqs.formats import FORMATS
 from onnx_fliqs.passes.dequantize_after_gather import DequantizeAfterGatherPass
 from onnx_fliqs.runtime import OptimizationLevel, make_session
-from support import calibrated, check_pass, model, ops, random_feeds, run
+from support import PRECISIONS, calibrated, check_pass, model, ops, random_feeds, run
 
 PASS = DequantizeAfterGatherPass()
 CODES = """<int8[3,2] codes = {1, -2, 3, 4, -5, 6}, int8 zero = {1}, int8[2] zeros = {0, 1},
@@ -122,7 +122,7 @@ def test_an_emitted_embedding_dequantizes_the_rows_that_it_reads(
     name: str, stored: str | None
 ) -> None:
     case = calibrated(FORMS["embedding"].build(), formats=[FORMATS[name]])
-    graph = case.emitted(case.space.uniform(FORMATS[name]))
+    graph = case.emitted(case.space.uniform(PRECISIONS[name]))
     gathers = [node for node in graph.graph if node.op_type == "Gather"]
     assert len(gathers) == 2
     for node in gathers:

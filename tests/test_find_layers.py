@@ -9,13 +9,14 @@ from onnx_fliqs.calibrate import Observer
 from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.errors import UnsupportedError
 from onnx_fliqs.find_layers import find_layers
-from onnx_fliqs.formats import FORMATS, parse_space
+from onnx_fliqs.formats import FORMATS
 from onnx_fliqs.passes.canonicalise import canonicalise
+from onnx_fliqs.precision import parse_space
 from onnx_fliqs.prepare import calibrate, prepare
 from onnx_fliqs.sites import SearchSpace, Site
 from onnx_fliqs.targets import TARGETS
 from pass_models import LAYERED
-from support import initializer, model, random_feeds
+from support import PRECISIONS, initializer, model, random_feeds
 
 
 def found(plain: ir.Model, target: str = "generic") -> SearchSpace:
@@ -180,7 +181,7 @@ def _signed(text: str) -> bool:
         )
     )
     (site,) = [site for site in space.sites if site.tensor == "a"]
-    return not site.unsigned
+    return not site.negative == 0
 
 
 @pytest.mark.parametrize("name", UNSIGNED)
@@ -201,10 +202,10 @@ def test_raw_pixels_are_unsigned_and_so_is_what_shares_their_scale() -> None:
         data = Dataset({"x": x}, None, input_specs(plain))
         prepared = prepare(plain, data, TARGETS["ort-cpu"], formats)
         prepared, scales, _ = calibrate(prepared, data, seed=0)
-        signs = {s.tensor: s.unsigned for s in prepared.space.sites if not s.is_weight}
+        signs = {s.tensor: (s.negative == 0) for s in prepared.space.sites if not s.is_weight}
         assert signs == dict.fromkeys(("x", "s", "f"), unsigned)
         # Every site finds the scale that it asks for.
-        prepared.space.values(prepared.space.uniform(FORMATS["int8"]), scales)
+        prepared.space.values(prepared.space.uniform(PRECISIONS["int8"]), scales)
 
 
 # -- weight-only layers ---------------------------------------------------------------------
@@ -480,9 +481,9 @@ QUANTIZED = {
 @pytest.mark.parametrize("integers", QUANTIZED)
 def test_between_layers_nothing_is_quantized_in_vain(integers: str) -> None:
     space = case("residual", "ort-cpu")
-    chosen = space.uniform(FORMATS["float32"])
+    chosen = space.uniform(PRECISIONS["float32"])
     chosen |= dict.fromkeys(integers.split(), FORMATS["int8"])
-    taken = space.formats_taken(chosen)
+    taken = space.precisions_taken(chosen)
     quantized = [
         s.tensor for s in space.sites if not s.is_weight and taken[s.name].name != "float32"
     ]
@@ -520,7 +521,7 @@ def test_what_a_concatenation_joins_shares_its_scale_where_the_target_says_so() 
         **dict.fromkeys(("r", "b", "t", "u"), "x@all"),
     }
     # One of them may be negative, so the scale is for signed numbers.
-    assert not any(s.unsigned for s in sites.values())
+    assert not any((s.negative == 0) for s in sites.values())
 
 
 def test_an_output_of_the_graph_that_a_layer_reads_is_quantized_for_the_layer() -> None:

@@ -22,7 +22,7 @@ from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.emission import emit
 from onnx_fliqs.errors import UnsupportedError
 from onnx_fliqs.evaluation import run_dataset
-from onnx_fliqs.formats import FORMATS, Format
+from onnx_fliqs.formats import Format
 from onnx_fliqs.judged import exposed, judged_values
 from onnx_fliqs.objective import choose_objective
 from onnx_fliqs.passes.canonicalise import canonicalise
@@ -33,7 +33,7 @@ from onnx_fliqs.sites import FormatMap, ScaleTable
 from onnx_fliqs.targets import TARGETS, Target
 from onnx_fliqs.train_step import Batch, TrainStep
 from onnx_fliqs.trainability import trainable_parameters, why_frozen
-from support import SEARCHED, Feeds
+from support import PRECISIONS, SEARCHED, Feeds
 
 _EXAMPLES: Final = int(os.environ.get("ONNX_FLIQS_FUZZ", "0"))
 _FOLDED: Final = 1e-4
@@ -100,7 +100,7 @@ class Network:
     def random_formats(self, seed: int) -> dict[str, Format]:
         """A random choice for every decision."""
         rng, space = np.random.default_rng(seed), self.prepared.space
-        choices = rng.integers(len(space.formats), size=len(space.decisions))
+        choices = rng.integers(len(space.precisions), size=len(space.decisions))
         return space.assign([int(choice) for choice in choices])
 
 
@@ -135,7 +135,7 @@ def check_float_format(network: Network) -> None:
     inserted = canonical.clone()
     InsertSearchSitesPass(space)(inserted)
     plain = run(canonical, network.feeds)
-    for model in (inserted, network.searchable(space.uniform(FORMATS["float32"]))):
+    for model in (inserted, network.searchable(space.uniform(PRECISIONS["float32"]))):
         for got, want in zip(run(model, network.feeds), plain, strict=True):
             np.testing.assert_array_equal(got, want)
 

@@ -5,7 +5,6 @@ import onnx_ir as ir
 import pytest
 
 from onnx_fliqs.find_layers import find_layers
-from onnx_fliqs.formats import FORMATS, parse_space
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.passes.insert_search_sites import (
     CODES,
@@ -13,11 +12,12 @@ from onnx_fliqs.passes.insert_search_sites import (
     SITE_KEY,
     InsertSearchSitesPass,
 )
+from onnx_fliqs.precision import parse_space
 from onnx_fliqs.site_functions import ANY_SITE, DOMAIN, INTEGER_SITE
 from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.targets import TARGETS
 from pass_models import LAYERED
-from support import calibrated_case, check_pass, ops, random_feeds, run
+from support import PRECISIONS, calibrated_case, check_pass, ops, random_feeds, run
 
 CASES = pytest.mark.parametrize("case", LAYERED)
 BOTH_TARGETS = pytest.mark.parametrize("target", TARGETS)
@@ -88,7 +88,7 @@ def test_exactly_the_named_uses_read_a_site(case: str, target: str) -> None:
 def test_other_formats_change_the_outputs(case: str, target: str) -> None:
     prepared = calibrated_case(case, target)
     feeds = random_feeds(prepared.canonical, 1)
-    chosen = prepared.space.uniform(FORMATS["int8"])
+    chosen = prepared.space.uniform(PRECISIONS["int8"])
     plain, quantized = run(prepared.canonical, feeds), run(prepared.searchable(chosen), feeds)
     changed = [not np.array_equal(a, b) for a, b in zip(plain, quantized, strict=True)]
     assert any(changed)

@@ -150,7 +150,7 @@ def test_exposing_adds_outputs_to_a_copy() -> None:
 
 def test_an_emitted_model_is_judged_by_the_same_values() -> None:
     case = support.calibrated(build("int64[N,1] y", "y = ArgMax <axis = 1> (s)"))
-    emitted = case.emitted(case.space.uniform(case.space.formats[-1]))
+    emitted = case.emitted(case.space.uniform(case.space.precisions[-1]))
     assert names(case.canonical) == names(emitted) == ["s"]
 
 

@@ -13,7 +13,7 @@ from onnx_fliqs.formats import FORMATS, Format
 from onnx_fliqs.runtime import OptimizationLevel, make_session
 from onnx_fliqs.targets import TARGETS
 from onnx_fliqs.verify import compare
-from support import Calibrated, calibrated, random_feeds, run
+from support import PRECISIONS, Calibrated, calibrated, random_feeds, run
 
 EVERY = pytest.mark.parametrize("form", FORMS)
 NOT_FOR_INTEGER_KERNELS = {
@@ -69,13 +69,13 @@ def test_the_model_becomes_canonical(form: str) -> None:
 def test_at_float32_not_a_bit_of_the_outputs_changes(form: str, target: str) -> None:
     case = prepared(form, target)
     assert_same(case.searchable(), case.canonical, form)
-    assert_same(case.emitted(case.space.uniform(FORMATS["float32"])), case.canonical, form)
+    assert_same(case.emitted(case.space.uniform(PRECISIONS["float32"])), case.canonical, form)
 
 
 @pytest.mark.parametrize("name", ["int4", "int6", "e3m4", "int8", "e4m3", "bf16"])
 @EVERY
 def test_every_format_computes_what_was_searched(form: str, name: str) -> None:
-    assert_as_searched(form, "generic", prepared(form).space.uniform(FORMATS[name]))
+    assert_as_searched(form, "generic", prepared(form).space.uniform(PRECISIONS[name]))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -87,7 +87,7 @@ def test_random_mixes_compute_what_was_searched(form: str, target: str, seed: in
 @FORMS_AND_TARGETS
 def test_int8_runs_right_at_every_level(form: str, target: str) -> None:
     case = prepared(form, target)
-    graph = assert_as_searched(form, target, case.space.uniform(FORMATS["int8"]))
+    graph = assert_as_searched(form, target, case.space.uniform(PRECISIONS["int8"]))
     names = [str(value.name) for value in graph.graph.outputs]
     data = ir.to_proto(graph).SerializeToString()
     for seed in SEEDS:

@@ -15,6 +15,7 @@ from onnx_fliqs.targets import TARGETS
 from onnx_fliqs.verify import compare
 from pass_models import LAYERED
 from support import (
+    PRECISIONS,
     SEARCHED,
     Calibrated,
     calibrated,
@@ -73,7 +74,7 @@ def test_random_mixes_compute_what_was_searched(case: str, target: str, seed: in
 @CASES
 def test_int8_on_integer_kernels_computes_what_was_searched(case: str) -> None:
     prepared = calibrated_case(case, "ort-cpu")
-    assert_as_searched(prepared, prepared.space.uniform(FORMATS["int8"]))
+    assert_as_searched(prepared, prepared.space.uniform(PRECISIONS["int8"]))
 
 
 @EVERY
@@ -94,7 +95,7 @@ def test_the_reference_evaluator_agrees(case: str, fmt: Format) -> None:
 def test_float32_leaves_the_model_as_it_was(case: str) -> None:
     for target in TARGETS:
         prepared = calibrated_case(case, target)
-        graph = assert_as_searched(prepared, prepared.space.uniform(FORMATS["float32"]))
+        graph = assert_as_searched(prepared, prepared.space.uniform(PRECISIONS["float32"]))
         assert ops(graph) == ops(prepared.canonical)
         assert set(graph.graph.initializers) == set(prepared.canonical.graph.initializers)
 
@@ -106,7 +107,7 @@ def test_float32_leaves_the_model_as_it_was(case: str) -> None:
 @pytest.mark.parametrize("case", ["residual", "attention", "layers_in_a_branch"])
 def test_the_pass_keeps_its_contract(case: str, fmt: str) -> None:
     prepared = calibrated_case(case)
-    chosen = prepared.space.uniform(FORMATS[fmt])
+    chosen = prepared.space.uniform(PRECISIONS[fmt])
     lower = LowerSitesPass(prepared.space, chosen, prepared.scales, prepared.target)
     before = prepared.searchable(chosen)
     after = check_pass(lower, before, rtol=1e-5, atol=1e-5)  # ORT and NumPy differ in no code
@@ -150,7 +151,7 @@ def test_the_signature_stays(case: str, target: str) -> None:
 
 def test_names_are_unique_even_beside_a_branch() -> None:
     prepared = calibrated_case("layers_in_a_branch")
-    graph = prepared.emitted(prepared.space.uniform(FORMATS["e2m1"]))
+    graph = prepared.emitted(prepared.space.uniform(PRECISIONS["e2m1"]))
     names = [value.name for node in graph.graph.all_nodes() for value in node.outputs]
     assert len(names) == len(set(names))
 
@@ -164,7 +165,7 @@ def test_names_that_the_model_already_uses_do_no_harm() -> None:
         value.name = new
         plain.graph.register_initializer(value)
     prepared = calibrated(plain, "ort-cpu")
-    assert_as_searched(prepared, prepared.space.uniform(FORMATS["int8"]))
+    assert_as_searched(prepared, prepared.space.uniform(PRECISIONS["int8"]))
 
 
 # -- storage --------------------------------------------------------------------------------
@@ -212,8 +213,8 @@ def test_a_weight_of_several_layers_is_stored_once(fmt: Format) -> None:
 
 def test_layers_that_agree_share_the_quantizer_of_a_tensor() -> None:
     prepared = calibrated_case("attention")
-    same = prepared.emitted(prepared.space.uniform(FORMATS["int8"]))
-    chosen = prepared.space.uniform(FORMATS["int8"]) | {"key": FORMATS["int4"]}
+    same = prepared.emitted(prepared.space.uniform(PRECISIONS["int8"]))
+    chosen = prepared.space.uniform(PRECISIONS["int8"]) | {"key": FORMATS["int4"]}
     other = prepared.emitted(chosen)
     readers = [
         sum(
@@ -272,7 +273,7 @@ def test_formats_without_a_kernel_are_rounded_by_arithmetic(fmt: Format) -> None
 def test_relu_makes_integers_unsigned_and_floats_not() -> None:
     prepared = calibrated_case("conv_relu_conv")
     for name, dtypes in (("int8", ["UINT8"] * 2), ("e4m3", ["FLOAT8E4M3FN"] * 2)):
-        proto = ir.to_proto(prepared.emitted(prepared.space.uniform(FORMATS[name])))
+        proto = ir.to_proto(prepared.emitted(prepared.space.uniform(PRECISIONS[name])))
         graph = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
         assert [
             q.outputs[0].dtype.name for q in quantizers(graph) if q.outputs[0].dtype
@@ -290,7 +291,7 @@ def test_no_activation_is_a_four_bit_tensor() -> None:
     for name in ("int2", "int3", "int4"):
         for case in LAYERED:
             prepared = calibrated_case(case)
-            proto = ir.to_proto(prepared.emitted(prepared.space.uniform(FORMATS[name])))
+            proto = ir.to_proto(prepared.emitted(prepared.space.uniform(PRECISIONS[name])))
             graph = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
             dtypes = {q.outputs[0].dtype for q in quantizers(graph)}
             assert dtypes <= {ir.DataType.INT8, ir.DataType.UINT8}
@@ -301,7 +302,7 @@ def test_no_activation_is_a_four_bit_tensor() -> None:
 
 def integer_graph(case: str) -> tuple[Calibrated, ir.Model]:
     prepared = calibrated_case(case, "ort-cpu")
-    graph = prepared.emitted(prepared.space.uniform(FORMATS["int8"]))
+    graph = prepared.emitted(prepared.space.uniform(PRECISIONS["int8"]))
     return prepared, graph
 
 
@@ -341,7 +342,7 @@ def test_integer_kernels_get_uint8_activations(case: str) -> None:
         name = f"{site.name}.QuantizeLinear"
         if name in points:
             assert points[name].dtype == np.uint8
-            assert points[name] == (0 if site.unsigned else 128)
+            assert points[name] == (0 if site.negative == 0 else 128)
 
 
 @CASES
@@ -387,8 +388,8 @@ def test_the_bias_of_a_dead_channel_survives() -> None:
     for name, array in (("w1", weight), ("b1", bias)):
         plain.graph.initializers[name].const_value = ir.tensor(array, name=name)
     prepared = calibrated(plain, "ort-cpu")
-    assert_as_searched(prepared, prepared.space.uniform(FORMATS["int8"]))
-    graph = prepared.emitted(prepared.space.uniform(FORMATS["int8"]))
+    assert_as_searched(prepared, prepared.space.uniform(PRECISIONS["int8"]))
+    graph = prepared.emitted(prepared.space.uniform(PRECISIONS["int8"]))
     codes = initializer(graph, "b1@c1:bias.codes").astype(np.float64)
     scale = initializer(graph, "b1@c1:bias.scale").astype(np.float64)
     np.testing.assert_allclose(codes * scale, bias, atol=scale.max())
@@ -400,7 +401,7 @@ def test_a_bias_beyond_int32_saturates_and_keeps_its_sign() -> None:
     bias = f32([1e12, -1e12, 0, 1])
     plain.graph.initializers["b1"].const_value = ir.tensor(bias, name="b1")
     prepared = calibrated(plain, "ort-cpu")
-    graph = prepared.emitted(prepared.space.uniform(FORMATS["int8"]))
+    graph = prepared.emitted(prepared.space.uniform(PRECISIONS["int8"]))
     codes = initializer(graph, "b1@c1:bias.codes")
     assert codes[0] == 2**31 - 128
     assert codes[1] == -(2**31)
@@ -461,7 +462,7 @@ def test_int4_beside_int8_activations_do_not_corrupt_each_other(
 def test_the_basic_level_always_runs_what_was_searched(fmt: str) -> None:
     for case in LAYERED:
         prepared = calibrated_case(case)
-        graph = prepared.emitted(prepared.space.uniform(FORMATS[fmt]))
+        graph = prepared.emitted(prepared.space.uniform(PRECISIONS[fmt]))
         feeds = random_feeds(prepared.canonical, 3)
         names = [str(value.name) for value in graph.graph.outputs]
         data = ir.to_proto(graph).SerializeToString()
@@ -478,7 +479,7 @@ def test_int4_initializers_are_packed() -> None:
     prepared = calibrated_case("square_of_a_tensor")
     assert prepared.space.layer["square"].weights == ()
     prepared = calibrated_case("gemms")
-    graph = prepared.emitted(prepared.space.uniform(FORMATS["int4"]))
+    graph = prepared.emitted(prepared.space.uniform(PRECISIONS["int4"]))
     proto = ir.to_proto(graph)
     packed = {
         t.name: t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.INT4
@@ -499,7 +500,7 @@ def test_biases_beside_dequantized_operands_are_stored_where_no_runtime_rounds_t
 ) -> None:
     """ONNX Runtime 1.31.1 rounds float biases to the product of the operands' scales."""
     case = calibrated_case("conv_relu_conv")
-    graph = case.emitted(case.space.uniform(FORMATS[name]))
+    graph = case.emitted(case.space.uniform(PRECISIONS[name]))
     biases = [node.inputs[2] for node in graph.graph if node.op_type == "Conv"]
     assert len(biases) == 2
     for value in biases:

@@ -12,7 +12,6 @@ from onnx_fliqs import runtime
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.errors import UnsupportedError
-from onnx_fliqs.formats import FORMATS
 from onnx_fliqs.model import load_model, save_model
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.payload import is_plain, pack, skeleton
@@ -91,7 +90,7 @@ def test_float_models(name: str, place: str, tmp_path: Path) -> None:
 )
 def test_emitted_models(target: str, format_: str, place: str, tmp_path: Path) -> None:
     case = support.calibrated_case("residual", target)
-    model = case.emitted(case.space.uniform(FORMATS[format_]))
+    model = case.emitted(case.space.uniform(PRECISIONS[format_]))
     moved = in_file(model, tmp_path) if place == "file" else model
     assert_same(model, support.random_feeds(model), moved)
 

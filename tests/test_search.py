@@ -31,8 +31,9 @@ from onnx_fliqs.errors import (
     ModelError,
 )
 from onnx_fliqs.evaluation import evaluate_model
-from onnx_fliqs.formats import parse_format, parse_space
+from onnx_fliqs.formats import parse_format
 from onnx_fliqs.model import load_model
+from onnx_fliqs.precision import parse_space
 from onnx_fliqs.prepare import prepare
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.search_loop import Phase, Progress, search
@@ -113,7 +114,7 @@ def share_of(
     prepared = prepare(
         load_model(DIGITS), digits(), parse_target(target), parse_space(space)
     ).space
-    cost = cost_of(prepared, result.assignment.formats(prepared))
+    cost = cost_of(prepared, result.assignment.precisions(prepared))
     spent = cost.weight_bytes if budget.kind is BudgetKind.SIZE else cost.bops
     return spent / budget.limit(prepared)
 

@@ -30,7 +30,7 @@ from onnx_fliqs.site_functions import (
     site_function,
 )
 from onnx_fliqs.sites import FormatMap, Layer, SearchSpace, Site
-from support import f32, model, session
+from support import PRECISIONS, f32, model, session
 
 Array = npt.NDArray[np.float32]
 
@@ -233,7 +233,7 @@ def _space(*formats: str) -> SearchSpace:
         (layer("a"), layer("b")),
         (
             site("x", "a"),
-            site("r", "a", "b", unsigned=True),
+            site("r", "a", "b", negative=0.0),
             site("w", "b", is_weight=True, axis=1, channels=3, rank=2),
             site("bias", "b", is_weight=True, axis=0, channels=3, rank=1, bias_of=("r", "w")),
         ),
@@ -250,7 +250,7 @@ def _scales(space: SearchSpace) -> dict[tuple[str, str], Array]:
 
 
 def taken(space: SearchSpace, chosen: FormatMap) -> dict[str, str]:
-    return {name: fmt.name for name, fmt in space.formats_taken(chosen).items()}
+    return {name: fmt.name for name, fmt in space.precisions_taken(chosen).items()}
 
 
 def test_a_tensor_of_several_layers_takes_the_fewest_bits_of_any() -> None:
@@ -289,8 +289,8 @@ def test_what_is_computed_from_quantized_tensors_takes_the_widest_format_or_that
         (
             site("x", "a"),
             site("y", "b"),
-            site("sum", *layers[2:], operands=("x", "y"), unsigned=True),
-            site("pooled", operands=("sum",), unsigned=True),
+            site("sum", *layers[2:], operands=("x", "y"), negative=0.0),
+            site("pooled", operands=("sum",), negative=0.0),
         ),
         (FORMATS["int4"], FORMATS["int8"], FORMATS["float32"]),
     )
@@ -320,7 +320,7 @@ def test_layers_of_a_group_decide_together() -> None:
 @pytest.mark.parametrize("name", ["int4", "int5", "int8", "int16", "e4m3", "bf16"])
 def test_biases_are_int32_where_runtimes_may_add_them_to_sums_of_integers(name: str) -> None:
     space = _space("int4", name)
-    chosen = space.uniform(FORMATS[name])
+    chosen = space.uniform(PRECISIONS[name])
     expected = "int32" if name in ("int5", "int8") else "float32"
     assert taken(space, chosen)["bias"] == expected
 
@@ -338,7 +338,7 @@ def test_only_formats_with_a_scale_of_their_own_are_calibrated() -> None:
 
 def test_codes_and_scales_come_site_after_site() -> None:
     space = _space("int4", "int8")
-    values = space.values(space.uniform(FORMATS["int8"]), _scales(space))
+    values = space.values(space.uniform(PRECISIONS["int8"]), _scales(space))
     assert values.codes.shape == (4, 5)
     assert values.codes.dtype == values.scales.dtype == np.float32
     expected = [grid_code(FORMATS[n]) for n in ("int8", "uint8", "int8")]
@@ -350,7 +350,7 @@ def test_codes_and_scales_come_site_after_site() -> None:
 def test_formats_without_a_scale_are_fed_ones() -> None:
     space = _space("int8", "fp16", "float32")
     for name in ("fp16", "float32"):
-        values = space.values(space.uniform(FORMATS[name]), _scales(space))
+        values = space.values(space.uniform(PRECISIONS[name]), _scales(space))
         np.testing.assert_array_equal(values.scales, np.ones(8))
 
 

@@ -13,10 +13,11 @@ import pytest
 import support
 from onnx_fliqs.data import Dataset, batch_indices, input_specs, load_npz
 from onnx_fliqs.evaluation import run_dataset
-from onnx_fliqs.formats import FORMATS, Format, parse_format, parse_space
+from onnx_fliqs.formats import FORMATS, Format, parse_format
 from onnx_fliqs.model import load_model
 from onnx_fliqs.objective import Objective, choose_objective, quality
 from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
+from onnx_fliqs.precision import parse_space
 from onnx_fliqs.prepare import Prepared, calibrate, make_batch, prepare
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.sites import SiteValues

@@ -7,10 +7,18 @@ import onnx_ir as ir
 import pytest
 
 from onnx_fliqs.errors import VerificationError
-from onnx_fliqs.formats import FORMATS
 from onnx_fliqs.runtime import OptimizationLevel
 from onnx_fliqs.verify import Comparison, LevelCheck, Verification, compare, verify_levels
-from support import Feeds, calibrated_case, f32, initializer, model, random_feeds, run
+from support import (
+    PRECISIONS,
+    Feeds,
+    calibrated_case,
+    f32,
+    initializer,
+    model,
+    random_feeds,
+    run,
+)
 
 
 def searched(
@@ -18,7 +26,7 @@ def searched(
 ) -> tuple[ir.Model, list[Feeds], list[Feeds]]:
     """An emitted graph, feeds, and the searched network's outputs."""
     prepared = calibrated_case(case, target)
-    chosen = prepared.space.uniform(FORMATS[fmt])
+    chosen = prepared.space.uniform(PRECISIONS[fmt])
     batches = [random_feeds(prepared.canonical, seed) for seed in (3, 4)]
     names = [str(value.name) for value in prepared.canonical.graph.outputs]
     outputs = [

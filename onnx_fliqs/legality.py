@@ -1,0 +1,70 @@
+"""Which precisions a layer may take: what the target runs, less what makes no difference."""
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from onnx_fliqs.layer_operators import constant, weights
+from onnx_fliqs.precision import Precision
+from onnx_fliqs.targets import Target
+
+__all__ = ["group_axis", "legal_precisions"]
+
+
+def legal_precisions(
+    node: ir.Node, target: Target, precisions: Sequence[Precision], *, weights_only: bool
+) -> list[Precision]:
+    """What a layer may choose.
+
+    Of precisions that differ only in an operand that the layer does not have, the cheapest.
+
+    Args:
+        node: Its operator.
+        target: What it runs on.
+        precisions: To choose from, cheapest first.
+        weights_only: Whether its activations stay float.
+    """
+    channels = _channels(node)
+    legal: dict[object, Precision] = {}
+    for precision in precisions:
+        group = precision.weights.group
+        if not target.runs(node.op_type, precision, channels, weights_only=weights_only):
+            continue
+        if group is not None and not _fits(node, group, weights_only=weights_only):
+            continue
+        differs: object = precision
+        if weights_only:
+            differs = precision.weights
+        elif not weights(node):
+            differs = precision.activations
+        legal.setdefault(differs, precision)
+    return list(legal.values())
+
+
+def group_axis(node: ir.Node, index: int) -> int | None:
+    """The axis of a weight over which a product of matrices sums; None for other weights."""
+    tensor = constant(node.inputs[index])
+    if node.op_type not in ("MatMul", "Gemm") or tensor is None or len(tensor.shape) != 2:
+        return None
+    attribute = "transB" if index else "transA"
+    transposed = node.op_type == "Gemm" and node.attributes.get_int(attribute, 0) != 0
+    # The second operand is [summed, channels], the first [channels, summed].
+    return int(transposed) if index else 1 - int(transposed)
+
+
+def _fits(node: ir.Node, group: int, *, weights_only: bool) -> bool:
+    """Whether the weights can be cut into groups of that size."""
+    if weights_only or not weights(node):
+        return False
+    for index, value in weights(node):
+        axis, tensor = group_axis(node, index), constant(value)
+        if axis is None or tensor is None or tensor.shape.numpy()[axis] % group:
+            return False
+    return True
+
+
+def _channels(node: ir.Node) -> int:
+    """The fewer of the channels that go in and come out, as far as the weights tell."""
+    tensors = [constant(value) for _, value in weights(node)]
+    shapes = [tensor.shape.numpy() for tensor in tensors if tensor is not None]
+    return min((size for shape in shapes for size in shape[:2]), default=1 << 30)
