@@ -74,7 +74,14 @@ class Assignment:
                 layers that share a format have different ones.
         """
         known = set(space.layer)
-        missing, unknown = known - set(self.layers), set(self.layers) - known
+        left = {item.name: item.reason for item in space.skipped}
+        for name in set(self.layers) & set(left):
+            if self.layers[name] != "float32":
+                raise ConfigError(
+                    f"the assignment gives layer {name!r} {self.layers[name]}, but it stays"
+                    f" float: {left[name]}"
+                )
+        missing, unknown = known - set(self.layers), set(self.layers) - known - set(left)
         if missing or unknown:
             name = min(missing or unknown)
             raise ConfigError(

@@ -75,6 +75,11 @@ def emit(
     graph = emit_graph(canonical, space, chosen, scales, target)
     searched = simulate(canonical, space, chosen, scales, batches)
     verification = verify_levels(graph, batches, searched)
+    if "onnxruntime" not in target.runtimes:
+        right = [check.level for check in verification.levels if check.agrees]
+        level = right[-1] if right else OptimizationLevel.NONE
+        graph.metadata_props[LEVEL_KEY] = level.value
+        return Emitted(graph, verification, level, ())
     level = verification.level
     warnings: tuple[str, ...] = ()
     if level is not OptimizationLevel.DEFAULT:

@@ -1,14 +1,23 @@
 """Hardware profiles, as data: what a target can run and how its graph has to look."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
 from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.precision import Precision, parse_precision, parse_space
 
-__all__ = ["TARGETS", "Activations", "Bias", "Kernels", "Placement", "Target", "parse_target"]
+__all__ = [
+    "TARGETS",
+    "Activations",
+    "Bias",
+    "FixedRange",
+    "Kernels",
+    "Placement",
+    "Target",
+    "parse_target",
+]
 
 
 class Placement(enum.Enum):
@@ -54,6 +63,15 @@ class Kernels:
     """Channels that go in and come out, of a Conv per group, at least."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedRange:
+    """The range of what an operator writes."""
+
+    op: str
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """A hardware profile."""
@@ -71,9 +89,15 @@ class Target:
     they read and write are integers."""
     shared_scale_ops: tuple[str, ...] = ()
     """Operators whose inputs and output share one scale, besides those that only rearrange."""
+    fixed_ranges: tuple[FixedRange, ...] = ()
+    """Operators whose output has a scale that does not depend on data."""
     activations: Activations = Activations.UNSIGNED
-    unsigned_container: bool = False
-    """Whether signed 8-bit activations travel as uint8 with zero point 128."""
+    activation_type: str | None = None
+    """ONNX type (``UINT8`` or ``INT8``) in which all 8-bit activations travel, whatever their
+    sign; None: that of the format."""
+    zero_points: bool = False
+    """Whether QuantizeLinear and DequantizeLinear spell out every zero point. Otherwise only
+    those of 8 bits, and those that are not 0."""
     per_channel_ops: tuple[str, ...] | None = None
     """Operators whose weights have a scale per channel; None: all that can."""
     power_of_two_scales: bool = False
@@ -83,7 +107,8 @@ class Target:
     static_shapes: bool = False
     """Whether it only runs graphs of fixed shapes."""
     runtimes: tuple[str, ...] = ()
-    """Runtimes that have to compute the optimised graph right; the others are not here."""
+    """Runtimes at hand (``onnxruntime``, ``openvino``) that have to compute the graph right as
+    a user runs it. Without any, ONNX Runtime must, unoptimised."""
 
     @cached_property
     def precisions(self) -> tuple[str, ...] | None:
@@ -153,38 +178,98 @@ def _same(precision: Precision, name: str, weights_only: bool) -> bool:
 
 
 _PRODUCTS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_MATRICES: Final = ("Gemm", "MatMul")
+_ORT_CPU: Final = Target(
+    name="ort-cpu",
+    description="int8 and float on ONNX Runtime's integer CPU kernels",
+    kernels=(
+        Kernels(ops=("Conv", "Gemm", "MatMul"), precisions=("int8",)),
+        # An LSTM whose weights are dequantized in every run takes 1.05 to 2.8 times as
+        # long as in float; of a table only the rows that are read are dequantized.
+        Kernels(ops=("Gather",), precisions=("int8",)),
+    ),
+    default_space="int8,float32",
+    default_bits=8.0,
+    placement=Placement.TENSORS,
+    between_ops=("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"),
+    shared_scale_ops=("Concat",),
+    # ONNX Runtime turns int8 activations into uint8 itself; 1.31.1 then cannot load some of
+    # those graphs.
+    activation_type="UINT8",
+    qdq_types=("UINT8", "INT8", "INT32"),
+    runtimes=("onnxruntime",),
+)
 
-TARGETS: Final[dict[str, Target]] = {
-    target.name: target
-    for target in (
-        Target(
-            name="generic",
-            description="standard ONNX QDQ; formats without a type of their own are simulated",
-            unsigned_container=True,
-            runtimes=("onnxruntime",),
+_ALL: Final = (
+    Target(
+        name="generic",
+        description="standard ONNX QDQ; formats without a type of their own are simulated",
+        activation_type="UINT8",
+        runtimes=("onnxruntime",),
+    ),
+    _ORT_CPU,
+    replace(
+        _ORT_CPU,
+        name="ort-cpu-avx2",
+        description="ort-cpu without VNNI: 7-bit weights, so that 16-bit sums cannot overflow",
+        kernels=(
+            Kernels(ops=("Conv", "Gemm", "MatMul"), precisions=("int7:int8",)),
+            Kernels(ops=("Gather",), precisions=("int8",)),
         ),
-        Target(
-            name="ort-cpu",
-            description="int8 and float on ONNX Runtime's integer CPU kernels",
-            kernels=(
-                Kernels(ops=("Conv", "Gemm", "MatMul"), precisions=("int8",)),
-                # An LSTM whose weights are dequantized in every run takes 1.05 to 2.8 times as
-                # long as in float; of a table only the rows that are read are dequantized.
-                Kernels(ops=("Gather",), precisions=("int8",)),
-            ),
-            default_space="int8,float32",
-            default_bits=8.0,
-            placement=Placement.TENSORS,
-            between_ops=("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"),
-            shared_scale_ops=("Concat",),
-            # ONNX Runtime turns int8 activations into uint8 itself; 1.31.1 then cannot load
-            # some of those graphs.
-            unsigned_container=True,
-            qdq_types=("UINT8", "INT8", "INT32"),
-            runtimes=("onnxruntime",),
+        default_space="int7:int8,int8,float32",
+    ),
+    Target(
+        name="tensorrt",
+        description="explicit quantization of TensorRT: int8, FP8 and int4 weights, symmetric",
+        kernels=(
+            Kernels(ops=("Conv", "ConvTranspose"), precisions=("int8",)),
+            # "No matching rules" is what TensorRT 10 says of FP8 convolutions of few channels.
+            Kernels(ops=("Conv",), precisions=("e4m3",), least_channels=17),
+            Kernels(ops=_MATRICES, precisions=("int8", "e4m3"), least_channels=16),
+            Kernels(ops=_MATRICES, precisions=("int4g64:float32", "int4g128:float32")),
         ),
-    )
-}
+        default_space="int8,e4m3,int4g128:float32",
+        default_bits=8.0,
+        activations=Activations.SYMMETRIC,
+        zero_points=True,
+        bias=Bias.FLOAT,
+        qdq_types=("INT8", "FLOAT8E4M3FN", "INT4"),
+    ),
+    Target(
+        name="xnnpack",
+        description="XNNPACK in ONNX Runtime: signed int8 convolutions",
+        kernels=(Kernels(ops=("Conv", "ConvTranspose"), precisions=("int8",)),),
+        default_space="int8,float32",
+        default_bits=8.0,
+        placement=Placement.TENSORS,
+        between_ops=("AveragePool", "GlobalAveragePool", "Softmax", "Resize"),
+        activations=Activations.ASYMMETRIC,
+        activation_type="INT8",
+        zero_points=True,
+        per_channel_ops=("Conv",),
+        qdq_types=("INT8", "INT32"),
+    ),
+    Target(
+        name="vitis-ai",
+        description="XINT8 of AMD's Vitis AI: int8 throughout, scales are powers of two",
+        kernels=(Kernels(ops=_PRODUCTS, precisions=("int8",)),),
+        default_space="int8,float32",
+        default_bits=8.0,
+        placement=Placement.TENSORS,
+        between_ops=("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"),
+        shared_scale_ops=("Concat",),
+        activations=Activations.SYMMETRIC,
+        activation_type="INT8",
+        zero_points=True,
+        per_channel_ops=(),
+        power_of_two_scales=True,
+        bias=Bias.WEIGHT,
+        qdq_types=("INT8",),
+    ),
+)
+
+TARGETS: Final[dict[str, Target]] = {target.name: target for target in _ALL}
+"""The profiles that come with the project, by name."""
 
 
 def parse_target(name: str) -> Target:

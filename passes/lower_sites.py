@@ -1,6 +1,6 @@
 """Turns searchable sites into standard QDQ nodes in the formats that were chosen."""
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ from onnx_fliqs.sites import ScaleTable, SearchSpace, Site
 from onnx_fliqs.targets import Bias, Target
 
 __all__ = ["LowerSitesPass"]
+
+_EIGHT_BITS: Final = (ir.DataType.INT8, ir.DataType.UINT8)
 
 
 class LowerSitesPass(ir.passes.InPlacePass):
@@ -140,13 +142,16 @@ class LowerSitesPass(ir.passes.InPlacePass):
                 [tensor, build.constant("lo", ends[0]), build.constant("hi", ends[1])],
             )
         dtype, zero = container.dtype, fmt.zero_point if isinstance(fmt, IntFormat) else 0
-        if self._target.unsigned_container and dtype is ir.DataType.INT8:
-            dtype, zero = ir.DataType.UINT8, 128
+        wanted = self._target.activation_type
+        if wanted is not None and {wanted, dtype.name} == {"UINT8", "INT8"}:
+            zero += 128 if dtype is ir.DataType.INT8 else -128
+            dtype = ir.DataType[wanted]
         operands = [build.constant("scale", scale[0])]
         attributes: dict[str, int] = {}
-        if zero or dtype in (ir.DataType.INT8, ir.DataType.UINT8):
+        if zero or self._target.zero_points or dtype in _EIGHT_BITS:
             # ONNX Runtime fuses 8-bit groups only when the zero point is spelled out.
-            operands.append(build.constant("zero_point", np.array(zero, dtype.numpy())))
+            point = ir.Tensor(np.array(zero, dtype.numpy()), dtype=dtype)
+            operands.append(build.constant("zero_point", point))
         else:
             # With a zero point, ONNX Runtime (up to 1.31 at least) would drop a Relu in
             # front of QuantizeLinear for every type but the 8- and 16-bit integers.
