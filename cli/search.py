@@ -64,6 +64,12 @@ __all__ = ["command"]
     help="Worker threads; the result depends on them.  [default: one per core]",
 )
 @options.output(False, "The quantized model.  [default: MODEL.fliqs.onnx beside MODEL.onnx]")
+@click.option(
+    "--trained",
+    type=click.Path(path_type=Path),
+    help="Write the float model with the trained weights here as well: what `emit` needs to"
+    " make graphs of this search for other targets.",
+)
 @click.option("--resume", is_flag=True, help="Continue a search that was stopped or killed.")
 @options.custom_ops
 @options.json_output
@@ -84,6 +90,7 @@ def command(
     seed: int,
     threads: int | None,
     output: Path | None,
+    trained: Path | None,
     resume: bool,
     as_json: bool,
 ) -> None:
@@ -95,6 +102,7 @@ def command(
     from onnx_fliqs.checkpoint import Checkpoint
     from onnx_fliqs.cli import render
     from onnx_fliqs.config import SearchConfig
+    from onnx_fliqs.model import save_model
     from onnx_fliqs.search_loop import search
     from onnx_fliqs.strategies import Strategy
 
@@ -115,6 +123,8 @@ def command(
     )
     options.check_output(path, model, data)
     options.check_output(assignment, model, data)
+    if trained is not None:
+        options.check_output(trained, model, data, path, assignment)
     folder = path.with_suffix(".checkpoint")
     if not resume:
         _set_aside(folder)
@@ -128,6 +138,9 @@ def command(
             f"{error}; the same command with --resume continues (checkpoint: {folder})"
         ) from None
     result.save(path, assignment)
+    if trained is not None:
+        assert result.trained is not None
+        save_model(result.trained, trained)
     Checkpoint(folder, {}).remove()
     render.print_warnings(result.warnings)
     if as_json:

@@ -189,6 +189,7 @@ def emit(
     )
     return SearchResult(
         model=emitted.graph,
+        trained=None,
         assignment=Assignment(
             {layer.name: chosen[layer.name].name for layer in prepared.space.layers},
             profile.name,

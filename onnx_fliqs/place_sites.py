@@ -39,11 +39,12 @@ def place_sites(
         precisions: What can be chosen.
     """
     full = [layer for layer in layers if layer.weight_only is None]
-    activations = (
-        _layer_input_sites(full, nodes)
-        if target.placement is Placement.LAYER_INPUTS
-        else _tensor_sites(model, full, nodes, target)
-    )
+    if target.placement is Placement.TENSORS:
+        activations = _tensor_sites(model, full, nodes, target)
+    else:
+        activations = _layer_input_sites(full, nodes)
+        if target.residual_adds:
+            activations += _residual_sites(model, full, nodes)
     stored = _weight_sites(layers, nodes, target, precisions)
     biases: list[Site] = []
     if target.bias is Bias.WEIGHT:
@@ -73,6 +74,36 @@ def _layer_input_sites(layers: Sequence[Layer], nodes: Nodes) -> list[Site]:
         for layer in layers
         for index, value in _activations(nodes[layer.name])
     ]
+
+
+def _residual_sites(model: ir.Model, layers: Sequence[Layer], nodes: Nodes) -> list[Site]:
+    """Sites of what is added to the output of a Conv, in the same pass."""
+    convolutions = {
+        nodes[layer.name].outputs[0]: (index, layer.name)
+        for index, layer in enumerate(layers)
+        if layer.op_type == "Conv"
+    }
+    sites = []
+    for node in model.graph:
+        made = [value for value in node.inputs if value in convolutions]
+        if node.op_type != "Add" or node.domain or not made:
+            continue
+        # Of two, the one that is computed last.
+        fused = max(made, key=convolutions.__getitem__)
+        position = int(node.inputs[0] is fused)
+        other = node.inputs[position]
+        if other is None or constant(other) is not None or len(fused.uses()) > 1:
+            continue
+        sites.append(
+            Site(
+                name=f"{other.name}@{node.name}:{position}",
+                tensor=str(other.name),
+                layers=(convolutions[fused][1],),
+                consumers=((str(node.name), position),),
+                is_weight=False,
+            )
+        )
+    return sites
 
 
 # --- weights and biases --------------------------------------------------------------------

@@ -48,6 +48,9 @@ class SearchResult:
 
     model: ir.Model
     """The graph to ship."""
+    trained: ir.Model | None
+    """The float model with the weights that were trained, to be emitted for other targets as
+    well; None after an emission without a search."""
     assignment: Assignment
     layers: tuple[LayerReport, ...]
     skipped: tuple[Skipped, ...]

@@ -442,8 +442,9 @@ class _Run:
         setup, best = self._setup, state.best
         assert state.final is not None and best is not None  # noqa: PT018 - after the loop
         chosen = self._space.assign(state.final)
+        trained = with_weights(setup.prepared.canonical, best.weights)
         emitted = emit(
-            with_weights(setup.prepared.canonical, best.weights),
+            trained,
             self._space,
             chosen,
             best.scales,
@@ -457,6 +458,7 @@ class _Run:
         metric = setup.objective.metric
         return SearchResult(
             model=emitted.graph,
+            trained=trained,
             assignment=Assignment(
                 {name: p.name for name, p in chosen.items()}, setup.target.name
             ),

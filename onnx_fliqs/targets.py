@@ -84,6 +84,9 @@ class Target:
     default_bits: float = 5.0
     """Budget in effective bits where the user names none."""
     placement: Placement = Placement.LAYER_INPUTS
+    residual_adds: bool = False
+    """With ``Placement.LAYER_INPUTS``: whether an Add behind a Conv, which runs in the same
+    pass, reads its other operand in the format of that Conv."""
     between_ops: tuple[str, ...] = ()
     """With ``Placement.TENSORS``: operators between layers that run on integers if all that
     they read and write are integers."""
@@ -230,6 +233,7 @@ _ALL: Final = (
         ),
         default_space="int8,e4m3,int4g128:float32",
         default_bits=8.0,
+        residual_adds=True,
         activations=Activations.SYMMETRIC,
         zero_points=True,
         bias=Bias.FLOAT,
