@@ -1,6 +1,7 @@
 """The verbs of the command line that need no training."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -72,6 +73,8 @@ class Inspection:
     precisions: tuple[str, ...]
     """The target's default search space."""
     layers: tuple[Layer, ...]
+    choices: Mapping[str, tuple[str, ...]]
+    """Layer name → names of the precisions that it can take, cheapest first."""
     skipped: tuple[Skipped, ...]
     opset: int | None
     """Of the standard operators, in the file."""
@@ -93,6 +96,7 @@ class Inspection:
                     "trainable": bool(layer.weights) and layer.frozen is None,
                     "reason": layer.frozen,
                     "weight_only": layer.weight_only,
+                    "precisions": list(self.choices[layer.name]),
                 }
                 for layer in self.layers
             ],
@@ -129,13 +133,19 @@ def inspect(
         canonical = canonicalise(source.clone(), remove_quantization=remove_quantization)
         prepared = Prepared(canonical, find_layers(canonical, profile, precisions))
         warnings.append(f"multiply-accumulates are not counted: {error}")
+    space = prepared.space
     outputs = [judged.name for judged in judged_values(prepared.canonical)]
-    reasons = why_frozen(exposed(prepared.canonical, outputs), prepared.space.layers, outputs)
+    reasons = why_frozen(exposed(prepared.canonical, outputs), space.layers, outputs)
     return Inspection(
         profile,
         tuple(precision.name for precision in precisions),
-        tuple(replace(x, frozen=reasons.get(x.name)) for x in prepared.space.layers),
-        prepared.space.skipped,
+        tuple(replace(x, frozen=reasons.get(x.name)) for x in space.layers),
+        {
+            name: tuple(precision.name for precision in choices)
+            for names, choices in zip(space.decisions, space.choices, strict=True)
+            for name in names
+        },
+        space.skipped,
         source.opset_imports.get(""),
         tuple(warnings),
     )
