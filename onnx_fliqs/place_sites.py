@@ -11,7 +11,7 @@ from onnx_fliqs.layer_operators import channel_axis, constant, operands, weights
 from onnx_fliqs.partition import united
 from onnx_fliqs.signs import REARRANGING, padding
 from onnx_fliqs.sites import Layer, Site, computed_in_integers
-from onnx_fliqs.targets import Placement, Target
+from onnx_fliqs.targets import Dialect, Placement, Target
 
 __all__ = ["place_sites"]
 
@@ -47,7 +47,8 @@ def place_sites(
     )
     stored = _weight_sites(layers, nodes)
     biases: list[Site] = []
-    if any(computed_in_integers(fmt) for fmt in formats):
+    # Tools of QONNX fold biases into thresholds, or choose their widths themselves.
+    if target.dialect is Dialect.QDQ and any(computed_in_integers(fmt) for fmt in formats):
         biases = _bias_sites(full, nodes, (*activations, *stored))
     return (*activations, *stored, *biases)
 

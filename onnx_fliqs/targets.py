@@ -7,7 +7,16 @@ from typing import Final
 from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.formats import Format, parse_format, parse_space
 
-__all__ = ["TARGETS", "Placement", "Target", "parse_target"]
+__all__ = ["TARGETS", "Dialect", "Placement", "Target", "parse_target"]
+
+
+class Dialect(enum.Enum):
+    """How a graph says that a tensor is quantized."""
+
+    QDQ = "QDQ"
+    """QuantizeLinear and DequantizeLinear of ONNX."""
+    QONNX = "QONNX"
+    """Quant and FloatQuant of QONNX: the exchange format of Brevitas, FINN and hls4ml."""
 
 
 class Placement(enum.Enum):
@@ -31,6 +40,7 @@ class Target:
     default_space: str
     default_bits: float
     """Budget in effective bits where the user names none."""
+    dialect: Dialect
     placement: Placement
     unsigned_container: bool
     """Whether signed 8-bit activations travel as uint8 with zero point 128. ONNX Runtime turns
@@ -82,6 +92,7 @@ TARGETS: Final[dict[str, Target]] = {
             formats=None,
             default_space="int-l",
             default_bits=5.0,
+            dialect=Dialect.QDQ,
             placement=Placement.LAYER_INPUTS,
             unsigned_container=True,
             shared_scale_ops=(),
@@ -94,6 +105,7 @@ TARGETS: Final[dict[str, Target]] = {
             formats=("int8", "float32"),
             default_space="int8,float32",
             default_bits=8.0,
+            dialect=Dialect.QDQ,
             placement=Placement.TENSORS,
             unsigned_container=True,
             shared_scale_ops=("Concat",),
@@ -101,6 +113,21 @@ TARGETS: Final[dict[str, Target]] = {
             # long as in float; of a table only the rows that are read are dequantized.
             weight_only_ops=("Gather",),
             qdq_types=("UINT8", "INT8", "INT32"),
+        ),
+        Target(
+            name="qonnx",
+            description="any width for FINN and hls4ml, as QONNX (Quant and FloatQuant)",
+            formats=None,
+            default_space="int-l",
+            default_bits=5.0,
+            dialect=Dialect.QONNX,
+            # Hardware without floats between the layers: each tensor is quantized once, where
+            # it is made, residual additions included.
+            placement=Placement.TENSORS,
+            unsigned_container=False,
+            shared_scale_ops=("Concat",),
+            weight_only_ops=None,
+            qdq_types=(),
         ),
     )
 }
