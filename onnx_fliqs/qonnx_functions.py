@@ -12,10 +12,10 @@ and saturation; of ``Quant``, not the one-bit signed case, which has no zero.
 from typing import Any, Final
 
 import onnx_ir as ir
-from onnxscript import opset13, script
+from onnxscript import opset12, script
 from onnxscript.values import Opset
 
-__all__ = ["FLOAT_QUANT", "QONNX", "QUANT", "qonnx_function"]
+__all__ = ["FLOAT_QUANT", "OLDEST_OPSET", "QONNX", "QUANT", "qonnx_function"]
 
 QONNX: Final = "qonnx.custom_op.general"
 """The domain. Brevitas also writes ``onnx.brevitas``."""
@@ -24,17 +24,19 @@ QUANT: Final = "Quant"
 transformations look for the old name only."""
 FLOAT_QUANT: Final = "FloatQuant"
 """Minifloats (since QONNX 0.4)."""
+OLDEST_OPSET: Final = 12
+"""The first opset of the standard operators that these definitions can be written in."""
 
 _domain = Opset(QONNX, 1)
 # Its own type hints know too few of the types that an operator takes.
-op: Any = opset13
+op: Any = opset12
 
 # onnxscript reads the source of these functions: they are ONNX, written in Python's syntax.
 
 
 @script(_domain, default_opset=op)
 def Quant(  # type: ignore[no-untyped-def]  # noqa: N802
-    x, scale, zeropt, bitwidth, signed: int, narrow: int, rounding_mode: str
+    x, scale, zeropt, bitwidth, signed: int, narrow: int, rounding_mode: str = "ROUND"
 ):
     one, two = op.Constant(value_float=1.0), op.Constant(value_float=2.0)
     has_sign = op.Cast(signed, to=1)
@@ -58,7 +60,7 @@ def FloatQuant(  # type: ignore[no-untyped-def]  # noqa: N802
     has_nan: int,
     has_subnormal: int,
     saturation: int,
-    rounding_mode: str,
+    rounding_mode: str = "ROUND",
 ):
     one, two = op.Constant(value_float=1.0), op.Constant(value_float=2.0)
     top = op.Sub(op.Sub(op.Pow(two, exponent_bitwidth), one), exponent_bias)
@@ -78,14 +80,16 @@ def FloatQuant(  # type: ignore[no-untyped-def]  # noqa: N802
     return op.Mul(op.Where(op.Less(op.Abs(t), threshold), fixed, relative), scale)
 
 
-def qonnx_function(name: str, opset: int) -> ir.Function:
+def qonnx_function(name: str, opset: int, domain: str = QONNX) -> ir.Function:
     """The definition of a node, to be put into a model.
 
     Args:
-        name: ``Quant`` or ``FloatQuant``.
-        opset: The model's opset of the standard operators, 13 to 21.
+        name: ``Quant``, or ``IntQuant``, which is the same; or ``FloatQuant``.
+        opset: The model's opset of the standard operators, ``OLDEST_OPSET`` to 21.
+        domain: Another name of the domain.
     """
-    definitions: dict[str, Any] = {QUANT: Quant, FLOAT_QUANT: FloatQuant}
+    definitions: dict[str, Any] = {QUANT: Quant, "IntQuant": Quant, FLOAT_QUANT: FloatQuant}
     function: ir.Function = ir.from_proto(definitions[name].to_function_proto())
+    function.name, function.domain = name, domain
     function.opset_imports[""] = opset
     return function
