@@ -16,6 +16,7 @@ _IR_VERSIONS: Final = {21: 10, 19: 9}
 _IR_VERSION: Final = 8
 """For older opsets: the first that has model-local functions."""
 _CHANGED: Final = {
+    "BatchNormalization": 14,
     "GridSample": 20,
     "GroupNormalization": 21,
     "Resize": 19,

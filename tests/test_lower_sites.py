@@ -11,7 +11,7 @@ from onnx_fliqs.formats import FORMATS, Format, IntFormat, is_passthrough
 from onnx_fliqs.passes.lower_sites import LowerSitesPass
 from onnx_fliqs.runtime import OptimizationLevel, make_session
 from onnx_fliqs.site_functions import DOMAIN
-from onnx_fliqs.targets import TARGETS
+from onnx_fliqs.targets import TARGETS, Dialect
 from onnx_fliqs.verify import compare
 from pass_models import LAYERED
 from support import (
@@ -32,7 +32,8 @@ from support import (
 
 CASES = pytest.mark.parametrize("case", LAYERED)
 EVERY = pytest.mark.parametrize("fmt", SEARCHED, ids=[fmt.name for fmt in SEARCHED])
-BOTH_TARGETS = pytest.mark.parametrize("target", TARGETS)
+QDQ_TARGETS = [name for name, target in TARGETS.items() if target.dialect is Dialect.QDQ]
+BOTH_TARGETS = pytest.mark.parametrize("target", QDQ_TARGETS)
 STANDARD = {"", "ai.onnx"}
 
 
@@ -92,7 +93,7 @@ def test_the_reference_evaluator_agrees(case: str, fmt: Format) -> None:
 
 @CASES
 def test_float32_leaves_the_model_as_it_was(case: str) -> None:
-    for target in TARGETS:
+    for target in QDQ_TARGETS:
         prepared = calibrated_case(case, target)
         graph = assert_as_searched(prepared, prepared.space.uniform(FORMATS["float32"]))
         assert ops(graph) == ops(prepared.canonical)
