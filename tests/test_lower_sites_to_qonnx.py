@@ -351,10 +351,10 @@ def test_a_node_computes_the_reference_quantizer(
 @pytest.mark.parametrize("fmt", ROUNDED, ids=[fmt.name for fmt in ROUNDED])
 def test_a_node_knows_every_number_and_every_tie_of_its_format(fmt: Format) -> None:
     if isinstance(fmt, IntFormat):
-        grid = np.arange(fmt.min, fmt.max + 1, max(1, int(fmt.max) // 512), np.float32)
+        grid = f32(np.arange(fmt.min, fmt.max + 1, max(1, int(fmt.max) // 512)))
     else:
         assert isinstance(fmt, FloatFormat)
-        positive = np.unique(fake_quantize(np.geomspace(1e-9, fmt.max, 20000), 1.0, fmt))
+        positive = np.unique(fake_quantize(f32(np.geomspace(1e-9, fmt.max, 20000)), 1.0, fmt))
         grid = np.concatenate([-positive, positive])
     ties = (np.sort(grid)[1:] + np.sort(grid)[:-1]) / 2
     x = np.concatenate([grid, ties, f32([2 * fmt.max, -2 * fmt.max])]).astype(np.float32)
