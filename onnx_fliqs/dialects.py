@@ -1,11 +1,14 @@
 """Reads what files hold beyond the ONNX that onnx_ir and ONNX's checker know."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+
+from onnx_fliqs.passes._qonnx_quantizers import is_qonnx
+from onnx_fliqs.qonnx_functions import FLOAT_QUANT, OLDEST_OPSET, QUANT, qonnx_function
 
 __all__ = ["CONTRIB", "translate"]
 
@@ -13,6 +16,9 @@ CONTRIB: Final = "com.microsoft"
 """The domain of the operators that only ONNX Runtime has."""
 
 _CONSTANT_INITIALIZERS: Final = 4
+_LOCAL_FUNCTIONS: Final = 8
+"""The first IR version with model-local functions."""
+_DEFINED: Final = (QUANT, "IntQuant", FLOAT_QUANT)
 # ONNX Runtime's own operators that its optimizer and old converters write into the standard
 # domain, and the opset in which ONNX has one of that name, if it has.
 _UNMARKED: Final = {
@@ -27,7 +33,7 @@ def translate(model: onnx.ModelProto) -> None:
 
     Sparse constants become dense. Operators of ONNX Runtime that pose as ONNX's move to the
     domain where they belong, initializers need not be inputs, and nodes come after what they
-    read.
+    read. The quantizers of QONNX get definitions, with which ONNX Runtime runs them.
 
     Raises:
         IndexError, ValueError: A sparse constant contradicts itself, or nodes form a cycle.
@@ -42,6 +48,7 @@ def translate(model: onnx.ModelProto) -> None:
         _make_dense(graph)
     _make_dense(model.graph)
     _sort(model)
+    _define_quantizers(model)
 
 
 def _sort(model: onnx.ModelProto) -> None:
@@ -59,6 +66,40 @@ def _sort(model: onnx.ModelProto) -> None:
         ]
         del model.graph.node[:]
         model.graph.node.extend(nodes)
+
+
+def _define_quantizers(model: onnx.ModelProto) -> None:
+    """Define what a file of QONNX leaves to its readers, where our definitions fit."""
+    opset = next((entry.version for entry in model.opset_import if not entry.domain), 0)
+    if opset < OLDEST_OPSET:
+        return
+    graphs = [model.graph, *_bodies(model.graph.node)]
+    numbers = {tensor.name: tensor for graph in graphs for tensor in graph.initializer}
+    calls: dict[tuple[str, str], list[onnx.NodeProto]] = {}
+    for node in (node for graph in graphs for node in graph.node):
+        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
+            numbers[node.output[0]] = node.attribute[0].t
+        if is_qonnx(node.domain, node.op_type) and node.op_type in _DEFINED:
+            calls.setdefault((node.domain, node.op_type), []).append(node)
+    known = {(function.domain, function.name) for function in model.functions}
+    for (domain, name), nodes in calls.items():
+        if (domain, name) in known or not all(_is_usual(node, numbers) for node in nodes):
+            continue
+        model.ir_version = max(model.ir_version, _LOCAL_FUNCTIONS)
+        model.functions.append(ir.to_proto(qonnx_function(name, opset, domain)))
+        if not any(entry.domain == domain for entry in model.opset_import):
+            model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+
+
+def _is_usual(node: onnx.NodeProto, numbers: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether a quantizer rounds to nearest even, saturates, and has more than one bit."""
+    given = {x.name: onnx.helper.get_attribute_value(x) for x in node.attribute}
+    if given.get("rounding_mode", b"ROUND").upper() not in (b"ROUND", b"HALF_EVEN"):
+        return False
+    if node.op_type == FLOAT_QUANT:
+        return bool(given.get("saturation", 1))
+    bits = numbers.get(node.input[3])
+    return bits is not None and bool((onnx.numpy_helper.to_array(bits) > 1).all())
 
 
 def _translate(scope: onnx.ModelProto | onnx.FunctionProto) -> None:

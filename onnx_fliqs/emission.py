@@ -15,11 +15,12 @@ from onnx_fliqs.passes.dequantize_after_gather import DequantizeAfterGatherPass
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
 from onnx_fliqs.passes.lower_opset import LowerOpsetPass
 from onnx_fliqs.passes.lower_sites import LowerSitesPass
+from onnx_fliqs.passes.lower_sites_to_qonnx import LowerSitesToQonnxPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 from onnx_fliqs.precision import PrecisionMap
 from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session, run_session
 from onnx_fliqs.sites import ScaleTable, SearchSpace
-from onnx_fliqs.targets import Target
+from onnx_fliqs.targets import Dialect, Target
 from onnx_fliqs.verify import Verification, verify_levels
 
 __all__ = [
@@ -38,6 +39,11 @@ LEVEL_KEY: Final = "onnx_fliqs.optimization_level"
 """Metadata: the highest optimisation level at which ONNX Runtime computes the graph right."""
 TARGET_KEY: Final = "onnx_fliqs.target"
 """Metadata: the target that the graph was emitted for."""
+
+_QDQ_OPSET: Final = 20
+"""ONNX Runtime 1.19.2 has its 8-bit MatMul kernel only for it."""
+_QONNX_OPSET: Final = 13
+"""What FINN's and hls4ml's releases read for certain; their onnx may be years old."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,22 +125,31 @@ def emit_graph(
     scales: ScaleTable,
     target: Target,
 ) -> ir.Model:
-    """Emit the standard QDQ graph of an assignment.
+    """Emit the graph of an assignment in the dialect of the target.
 
     Args:
         canonical: The canonical model with the weights to ship; it is not changed.
         space: Its layers and sites.
         chosen: A precision for every layer.
         scales: Scales for every site in the format it takes.
-        target: The dialect.
+        target: What it is for.
     """
     model = canonical.clone()
+    lowering: tuple[ir.passes.PassBase, ...]
+    if target.dialect is Dialect.QONNX:
+        lowering = (LowerSitesToQonnxPass(space, chosen, scales),)
+        oldest = _QONNX_OPSET
+    else:
+        lowering = (
+            LowerSitesPass(space, chosen, scales, target),
+            DequantizeAfterGatherPass(),
+        )
+        oldest = _QDQ_OPSET
     for step in (
         InsertSearchSitesPass(space),
-        LowerSitesPass(space, chosen, scales, target),
-        DequantizeAfterGatherPass(),
+        *lowering,
         RemoveUnusedPass(),
-        LowerOpsetPass(),
+        LowerOpsetPass(oldest=oldest),
         common.ClearMetadataAndDocStringPass(),
     ):
         step(model)

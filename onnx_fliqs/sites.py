@@ -140,6 +140,19 @@ class Site:
         shape[self.group_axis] = self.groups
         return (*shape[: self.group_axis + 1], 1, *shape[self.group_axis + 1 :])
 
+    def against(self, scales: npt.NDArray[np.float32], fmt: Format) -> npt.NDArray[np.float32]:
+        """The scales of a format, in a shape that broadcasts against the tensor.
+
+        Args:
+            scales: [scale_count(fmt)].
+            fmt: The format.
+        """
+        shaped = scales.reshape(self.scale_shape(fmt))
+        if fmt.group is None:
+            return shaped
+        assert self.group_axis is not None
+        return np.repeat(shaped, fmt.group, axis=self.group_axis)
+
     def spread(self, scales: npt.NDArray[np.float32], fmt: Format) -> npt.NDArray[np.float32]:
         """The scales of a format, repeated for the smallest groups: what the graph reads.
 

@@ -12,12 +12,22 @@ __all__ = [
     "TARGETS",
     "Activations",
     "Bias",
+    "Dialect",
     "FixedRange",
     "Kernels",
     "Placement",
     "Target",
     "parse_target",
 ]
+
+
+class Dialect(enum.Enum):
+    """How a graph says that a tensor is quantized."""
+
+    QDQ = "QDQ"
+    """QuantizeLinear and DequantizeLinear of ONNX."""
+    QONNX = "QONNX"
+    """Quant and FloatQuant of QONNX: the exchange format of Brevitas, FINN and hls4ml."""
 
 
 class Placement(enum.Enum):
@@ -83,6 +93,7 @@ class Target:
     default_space: str = "int-l"
     default_bits: float = 5.0
     """Budget in effective bits where the user names none."""
+    dialect: Dialect = Dialect.QDQ
     placement: Placement = Placement.LAYER_INPUTS
     residual_adds: bool = False
     """With ``Placement.LAYER_INPUTS``: whether an Add behind a Conv, which runs in the same
@@ -238,6 +249,20 @@ _ALL: Final = (
         zero_points=True,
         bias=Bias.FLOAT,
         qdq_types=("INT8", "FLOAT8E4M3FN", "INT4"),
+    ),
+    Target(
+        name="qonnx",
+        description="any width for FINN and hls4ml, as QONNX (Quant and FloatQuant)",
+        dialect=Dialect.QONNX,
+        # Hardware without floats between the layers: each tensor is quantized once, where it
+        # is made, residual additions included.
+        placement=Placement.TENSORS,
+        between_ops=("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"),
+        shared_scale_ops=("Concat",),
+        # Tools of QONNX fold biases into thresholds, or choose their widths themselves.
+        bias=Bias.FLOAT,
+        qdq_types=(),
+        runtimes=("onnxruntime",),
     ),
     Target(
         name="xnnpack",

@@ -14,6 +14,7 @@ from onnxscript import optimizer
 
 from onnx_fliqs.dialects import CONTRIB
 from onnx_fliqs.errors import UnsupportedError
+from onnx_fliqs.passes._qonnx_quantizers import is_qonnx
 from onnx_fliqs.passes.compute_in_float32 import ComputeInFloat32Pass
 from onnx_fliqs.passes.convert_opset import ConvertOpsetPass
 from onnx_fliqs.passes.expand_vector_matmul import ExpandVectorMatmulPass
@@ -122,6 +123,9 @@ def _run(model: ir.Model, *passes: ir.passes.PassBase) -> bool:
 
 def _flatten(model: ir.Model) -> None:
     """One graph (and the bodies of control flow), constants apart from inputs."""
+    # A quantizer that brings its definition along would dissolve into arithmetic.
+    for key in [key for key in model.functions if is_qonnx(*key[:2])]:
+        del model.functions[key]
     try:
         _run(
             model,

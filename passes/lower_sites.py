@@ -1,6 +1,6 @@
 """Turns searchable sites into standard QDQ nodes in the formats that were chosen."""
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,17 +15,14 @@ from onnx_fliqs.formats import (
     is_passthrough,
     quantize,
 )
-from onnx_fliqs.passes.insert_search_sites import SITE_KEY
-from onnx_fliqs.precision import Precision, PrecisionMap
-from onnx_fliqs.site_functions import (
-    ANY_CODES,
-    ANY_SITE,
-    DOMAIN,
-    INTEGER_CODES,
-    INTEGER_SITE,
-    site_function,
+from onnx_fliqs.passes._site_lowering import (
+    SiteBuilder,
+    lower_every_site,
+    require_no_site,
 )
-from onnx_fliqs.sites import ScaleTable, SearchSpace, Site
+from onnx_fliqs.precision import Precision, PrecisionMap
+from onnx_fliqs.site_functions import ANY_CODES, ANY_SITE, INTEGER_CODES, site_function
+from onnx_fliqs.sites import ScaleTable, SearchSpace
 from onnx_fliqs.targets import Bias, Target
 
 __all__ = ["LowerSitesPass"]
@@ -65,16 +62,8 @@ class LowerSitesPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lower the sites one by one."""
-        sites = {site.name: site for site in self._space.sites}
-        nodes = [node for node in model.graph if SITE_KEY in node.metadata_props]
-        if not nodes:
+        if not lower_every_site(model, self._space, self._chosen, self._scales, self._lower):
             return ir.passes.PassResult(model, modified=False)
-        taken = self._space.formats_taken(self._chosen)
-        scales = self._space.scales_taken(taken, self._scales)
-        made: dict[tuple[Any, ...], ir.Value] = {}
-        for node in nodes:
-            site = sites[node.metadata_props[SITE_KEY]]
-            self._lower(model.graph, node, site, taken[site.name], scales[site.name], made)
         for node in list(model.graph):
             layer = self._space.layer.get(str(node.name))
             if layer is None or layer.weight_only is not None:
@@ -84,52 +73,28 @@ class LowerSitesPass(ir.passes.InPlacePass):
             if _endangers_bias(self._chosen[layer.name]):
                 _protect_bias(model.graph, node)
         common.RemoveUnusedNodesPass()(model)
-        for name in (ANY_SITE, INTEGER_SITE):
-            model.functions.pop((DOMAIN, name, ""), None)
-        model.opset_imports.pop(DOMAIN, None)
         return ir.passes.PassResult(model, modified=True)
 
     def ensures(self, model: ir.Model) -> None:
         """No site is left."""
-        if any(node.domain == DOMAIN for node in model.graph.all_nodes()):
-            raise ir.passes.PostconditionError("a searchable site was not lowered")
+        require_no_site(model)
 
     def _lower(
-        self,
-        graph: ir.Graph,
-        node: ir.Node,
-        site: Site,
-        fmt: Format,
-        scale: npt.NDArray[np.float32],
-        made: dict[tuple[Any, ...], ir.Value],
-    ) -> None:
-        tensor, last = node.inputs[0], node
-        if site.group_axis is not None:
-            # Stored whole; DequantizeLinear knows groups.
-            cut = tensor.producer() if tensor is not None else None
-            assert cut is not None
-            tensor, last = cut.inputs[0], next(iter(node.outputs[0].uses())).node
-        assert tensor is not None
-        key = (tensor, fmt.name, scale.tobytes(), site.axis)
-        if fmt.name == "float32":
-            made[key] = tensor
-        elif key not in made:
-            build = _Builder(graph, node, site)
-            container = container_of(fmt) if site.is_weight else activation_container_of(fmt)
-            if site.is_weight:
-                made[key] = _weight(build, tensor, scale, fmt, container)
-            elif is_passthrough(fmt):
-                made[key] = _cast(build, tensor, fmt, container)
-            elif container.native or isinstance(fmt, IntFormat):
-                made[key] = self._activation(build, tensor, scale, fmt, container)
-            else:
-                made[key] = _arithmetic(build, node, scale, fmt)
-        last.outputs[0].replace_all_uses_with(made[key])
-        graph.remove(dict.fromkeys((last, node)), safe=True)
+        self, build: SiteBuilder, fmt: Format, scale: npt.NDArray[np.float32]
+    ) -> ir.Value:
+        site, tensor = build.site, build.tensor
+        container = container_of(fmt) if site.is_weight else activation_container_of(fmt)
+        if site.is_weight:
+            return _weight(build, tensor, scale, fmt, container)
+        if is_passthrough(fmt):
+            return _cast(build, tensor, fmt, container)
+        if container.native or isinstance(fmt, IntFormat):
+            return self._activation(build, tensor, scale, fmt, container)
+        return _arithmetic(build, scale, fmt)
 
     def _activation(
         self,
-        build: "_Builder",
+        build: SiteBuilder,
         tensor: ir.Value,
         scale: npt.NDArray[np.float32],
         fmt: Format,
@@ -160,36 +125,8 @@ class LowerSitesPass(ir.passes.InPlacePass):
         return build("DequantizeLinear", [codes, *operands])
 
 
-class _Builder:
-    """Inserts nodes in front of a site's node, named after the site."""
-
-    def __init__(self, graph: ir.Graph, before: ir.Node, site: Site) -> None:
-        self._graph = graph
-        self._before = before
-        self.site = site
-
-    def __call__(
-        self, op_type: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None
-    ) -> ir.Value:
-        name = f"{self.site.name}.{op_type}"
-        node = ir.node(op_type, inputs, attributes or {}, name=name)
-        node.outputs[0].name = f"{name}.out"
-        self._graph.insert_before(self._before, node)
-        return node.outputs[0]
-
-    def constant(self, suffix: str, array: npt.ArrayLike | ir.TensorProtocol) -> ir.Value:
-        """An initializer named after the site; the same name means the same content."""
-        name = f"{self.site.name}.{suffix}"
-        if name in self._graph.initializers:
-            return self._graph.initializers[name]
-        tensor = array if isinstance(array, ir.TensorProtocol) else ir.tensor(array, name=name)
-        value = ir.val(name, const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
-
-
 def _weight(
-    build: _Builder,
+    build: SiteBuilder,
     tensor: ir.Value,
     scale: npt.NDArray[np.float32],
     fmt: Format,
@@ -198,10 +135,7 @@ def _weight(
     """Codes in an initializer, and the node that reads them."""
     assert tensor.const_value is not None
     site = build.site
-    shaped = scale.reshape(site.scale_shape(fmt))
-    spread = shaped
-    if fmt.group is not None:
-        spread = np.repeat(shaped, fmt.group, axis=site.group_axis)
+    spread = site.against(scale, fmt)
     numbers = quantize(tensor.const_value.numpy() / spread, fmt)
     if is_passthrough(fmt):
         numbers = np.clip(tensor.const_value.numpy(), *grid_code(fmt)[:2]).astype(np.float32)
@@ -211,7 +145,8 @@ def _weight(
         step, attributes = scale[0], {}
         if fmt.group is not None:
             assert site.group_axis is not None
-            step, attributes = shaped, {"axis": site.group_axis, "block_size": fmt.group}
+            step = scale.reshape(site.scale_shape(fmt))
+            attributes = {"axis": site.group_axis, "block_size": fmt.group}
         elif site.axis is not None:
             step, attributes = scale, {"axis": site.axis}
         step = np.asarray(step / multiplier, np.float32)
@@ -225,7 +160,7 @@ def _weight(
     return build("Mul", [value, build.constant("scale", spread / multiplier)])
 
 
-def _cast(build: _Builder, tensor: ir.Value, fmt: Format, container: Container) -> ir.Value:
+def _cast(build: SiteBuilder, tensor: ir.Value, fmt: Format, container: Container) -> ir.Value:
     """To the narrow float and back, saturating."""
     code = grid_code(fmt)
     clipped = build(
@@ -240,20 +175,13 @@ def _cast(build: _Builder, tensor: ir.Value, fmt: Format, container: Container) 
     wide = ir.node(
         "Cast", [narrow], {"to": int(ir.DataType.FLOAT)}, name=f"{build.site.name}.Cast_back"
     )
-    return _append(build, wide)
+    return build.insert(wide)
 
 
-def _append(build: _Builder, node: ir.Node) -> ir.Value:
-    node.outputs[0].name = f"{node.name}.out"
-    build._graph.insert_before(build._before, node)
-    return node.outputs[0]
-
-
-def _arithmetic(
-    build: _Builder, node: ir.Node, scale: npt.NDArray[np.float32], fmt: Format
-) -> ir.Value:
+def _arithmetic(build: SiteBuilder, scale: npt.NDArray[np.float32], fmt: Format) -> ir.Value:
     """The site's own arithmetic, with constants in place of the search's inputs."""
-    assert node.inputs[0] is not None  # a site always has its tensor
+    node = build.node
+    assert node.inputs[0] is not None
     code = grid_code(fmt)._asdict()
     fields = ANY_CODES if node.op_type == ANY_SITE else INTEGER_CODES
     operands = [
@@ -266,7 +194,7 @@ def _arithmetic(
     for inner in function:
         name = f"{build.site.name}.{inner.outputs[0].name}"
         copy = ir.node(inner.op_type, [values[v] for v in inner.inputs], name=name)
-        values[inner.outputs[0]] = _append(build, copy)
+        values[inner.outputs[0]] = build.insert(copy)
     return values[function.outputs[0]]
 
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnx_fliqs.errors import ModelError, UnsupportedError
 from onnx_fliqs.passes._graph import all_nodes, constant_of, label
+from onnx_fliqs.passes._qonnx_quantizers import is_qonnx
 
 __all__ = [
     "refuse_bad_numbers",
@@ -21,8 +22,6 @@ _QUANTIZED: Final = re.compile(
     r"|MatMulInteger\w*|MatMulNBits|MatMulBnb4|MatMulFpQ4|QGemm|QMoE|QAttention"
     r"|QEmbedLayerNormalization|GatherBlockQuantized"
 )
-_QUANTIZED_IN_DOMAIN: Final = re.compile(r"(Int|Float|Bipolar)?Quant|Trunc")
-_QUANTIZED_DOMAINS: Final = ("qonnx", "onnx.brevitas", "finn")
 # An infinity in a mask or a bound is an honest number; in a weight it never is.
 _WEIGHTED: Final = frozenset(
     ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LSTM", "GRU", "RNN")
@@ -48,10 +47,7 @@ def refuse_quantized(model: ir.Model, *, removed: bool = False) -> None:
         UnsupportedError: Such a node exists.
     """
     for node in all_nodes(model):
-        foreign = node.domain.startswith(_QUANTIZED_DOMAINS)
-        if _QUANTIZED.fullmatch(node.op_type) or (
-            foreign and _QUANTIZED_IN_DOMAIN.fullmatch(node.op_type)
-        ):
+        if _QUANTIZED.fullmatch(node.op_type) or is_qonnx(node.domain, node.op_type):
             if removed:
                 raise UnsupportedError(
                     f"the quantization of {label(node)} cannot be removed; give the float"

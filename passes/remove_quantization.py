@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_fliqs.passes._dequantize import Grid, dequantized
 from onnx_fliqs.passes._graph import (
     add_initializer,
+    changed_constant,
     constant_of,
     formula_for,
     is_standard,
@@ -17,6 +18,7 @@ from onnx_fliqs.passes._graph import (
     used_names,
 )
 from onnx_fliqs.passes._ops import Ops
+from onnx_fliqs.passes._qonnx_quantizers import activation_ends, is_qonnx, quantized_by
 from onnx_fliqs.passes._quantized_operators import lower_quantized_operator
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 
@@ -47,7 +49,7 @@ class RemoveQuantizationPass(ir.passes.InPlacePass):
 
     Rounding goes; where a range begins at zero, a quantizer may have dropped a Relu or a Clip
     in favour of it, and a Clip takes its place. Operators on integers, dynamically quantized
-    layers and packed weights become float operators.
+    layers and packed weights become float operators. Quantizers of QONNX go likewise.
 
     Requires: no model-local functions; constants apart from inputs.
     Ensures: a quantized operator is left only if it is none of those, or if something else
@@ -71,6 +73,8 @@ class RemoveQuantizationPass(ir.passes.InPlacePass):
         for node in list(model.graph.all_nodes()):
             if _is(node, "DequantizeLinear"):
                 modified |= removal.remove(node)
+            elif is_qonnx(node.domain, node.op_type):
+                modified |= removal.remove_qonnx(node)
         modified |= RemoveUnusedPass()(model).modified if modified else False
         return ir.passes.PassResult(model, modified=modified)
 
@@ -126,12 +130,26 @@ class _Removal:
             floats = _computed(op, node, spacing.grid)
         if floats is None:
             return False
-        if op.nodes or result.is_graph_output():
-            replace_node(node, op, [floats])
+        _replace(node, op, floats)
+        return True
+
+    def remove_qonnx(self, node: ir.Node) -> bool:
+        """Let the readers of a quantizer of QONNX read floats; whether that is possible."""
+        source = node.inputs[0]
+        assert source is not None
+        op, floats = formula_for(node), source
+        if constant_of(source) is not None:
+            numbers = quantized_by(node)
+            if numbers is None:
+                return False
+            floats = changed_constant(node, source, numbers, "quantized", self._taken)
         else:
-            ir.convenience.replace_all_uses_with(result, floats)
-            assert node.graph is not None
-            node.graph.remove(node, safe=True)
+            ends = activation_ends(node)
+            if ends is None:
+                return False
+            if ends[0] == 0 and _may_be_negative(source):
+                floats = self._clipped(op, source, ends[1])
+        _replace(node, op, floats)
         return True
 
     def _floats(self, codes: ir.Value, spacing: _Spacing) -> ir.Value | None:
@@ -170,13 +188,14 @@ class _Removal:
         if low != 0:
             return source
         op = formula_for(node)
-        clipped = (
-            op.Clip(source, 0.0, float(high))
-            if self._opset >= _CLIP_WITH_INPUTS
-            else op.Clip(source, min=0.0, max=float(high))
-        )
+        clipped = self._clipped(op, source, float(high))
         _insert(op, node)
         return clipped
+
+    def _clipped(self, op: Ops, source: ir.Value, high: float) -> ir.Value:
+        if self._opset >= _CLIP_WITH_INPUTS:
+            return op.Clip(source, 0.0, high)
+        return op.Clip(source, min=0.0, max=high)
 
     def _moved(self, codes: ir.Value, node: ir.Node, spacing: _Spacing) -> ir.Value | None:
         """The result of the same move of floats."""
@@ -205,6 +224,17 @@ def _type_of_codes(node: ir.Node) -> ir.DataType:
     if zero is not None and zero.dtype is not None:
         return zero.dtype
     return ir.DataType(node.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8)
+
+
+def _replace(node: ir.Node, op: Ops, floats: ir.Value) -> None:
+    """Put a formula, or a value that is there already, in the place of a node."""
+    result = node.outputs[0]
+    if op.nodes or result.is_graph_output():
+        replace_node(node, op, [floats])
+    else:
+        ir.convenience.replace_all_uses_with(result, floats)
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
 
 
 def _insert(op: Ops, node: ir.Node) -> None:

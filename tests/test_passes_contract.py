@@ -31,6 +31,7 @@ from onnx_fliqs.passes.lower_batch_normalization import LowerBatchNormalizationP
 from onnx_fliqs.passes.lower_contrib_operators import LowerContribOperatorsPass
 from onnx_fliqs.passes.lower_einsum import LowerEinsumPass
 from onnx_fliqs.passes.lower_for_gradient import LowerForGradientPass
+from onnx_fliqs.passes.lower_opset import LowerOpsetPass
 from onnx_fliqs.passes.name_everything import NameEverythingPass
 from onnx_fliqs.passes.remove_dropout import RemoveDropoutPass
 from onnx_fliqs.passes.remove_identities import RemoveIdentitiesPass
@@ -63,6 +64,7 @@ PASSES = (
     LowerContribOperatorsPass(),
     LowerEinsumPass(),
     LowerForGradientPass(["x", "w", "w1"]),
+    LowerOpsetPass(oldest=13),
     SimplifyGemmPass(),
 )
 # Folding multiplies before the sum what the original multiplies after it; another opset may
