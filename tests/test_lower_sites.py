@@ -36,7 +36,12 @@ EVERY = pytest.mark.parametrize("fmt", [FORMATS[name] for name in PRECISIONS], i
 INTEGER_CASES = pytest.mark.parametrize(
     "case", [case for case, target in on_targets(LAYERED) if target == "ort-cpu"]
 )
-ON_TARGETS = pytest.mark.parametrize(("case", "target"), on_targets(LAYERED))
+QDQ_CASES = [
+    (case, target)
+    for case, target in on_targets(LAYERED)
+    if TARGETS[target].dialect is Dialect.QDQ
+]
+ON_TARGETS = pytest.mark.parametrize(("case", "target"), QDQ_CASES)
 STANDARD = {"", "ai.onnx"}
 
 

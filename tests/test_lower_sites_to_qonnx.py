@@ -26,7 +26,6 @@ from onnx_fliqs.verify import verify_levels
 from pass_models import LAYERED
 from support import (
     PRECISIONS,
-    SEARCHED,
     Calibrated,
     calibrated,
     calibrated_case,
@@ -42,7 +41,7 @@ from support import (
 )
 
 CASES = pytest.mark.parametrize("case", LAYERED)
-EVERY = pytest.mark.parametrize("fmt", SEARCHED, ids=[fmt.name for fmt in SEARCHED])
+EVERY = pytest.mark.parametrize("fmt", [FORMATS[name] for name in PRECISIONS], ids=PRECISIONS)
 ROUNDED = [fmt for fmt in FORMATS.values() if not is_passthrough(fmt)]
 
 

@@ -14,7 +14,15 @@ from onnx_fliqs.model import load_model
 from onnx_fliqs.precision import Precision, parse_space
 from onnx_fliqs.verify import EXACT, compare
 from pass_models import LAYERED
-from support import SEARCHED, Calibrated, calibrated, model, random_feeds, require_shared, run
+from support import (
+    PRECISIONS,
+    Calibrated,
+    calibrated,
+    model,
+    random_feeds,
+    require_shared,
+    run,
+)
 
 qonnx = pytest.importorskip("qonnx", reason="needs the package qonnx: pip install qonnx")
 # Its own code warns of what it does: shapes that it only learns when it runs, NumPy's 2^128.
@@ -120,7 +128,7 @@ def test_widths_and_signs_are_inferred() -> None:
     from qonnx.custom_op.registry import getCustomOp
 
     prepared = calibrated(fixed(LAYERED["conv_relu_conv"].build()), "qonnx")
-    chosen = {"c1": FORMATS["int7"], "c2": FORMATS["int3"]}
+    chosen = {"c1": PRECISIONS["int7"], "c2": PRECISIONS["int3"]}
     graph = wrapped(prepared.emitted(chosen))
     found = {
         node.input[0]: str(getCustomOp(node).get_integer_datatype(graph))
@@ -141,7 +149,7 @@ def values_of(fmt: Format) -> Iterator[Array]:
     yield np.array([0.0, 2 * min(fmt.max, 1e30), -2 * min(fmt.max, 1e30), 1e-30])
 
 
-@pytest.mark.parametrize("fmt", SEARCHED, ids=[fmt.name for fmt in SEARCHED])
+@pytest.mark.parametrize("fmt", [FORMATS[name] for name in PRECISIONS], ids=PRECISIONS)
 def test_a_node_computes_the_reference_quantizer(fmt: Format) -> None:
     if fmt.name == "float32":
         pytest.skip("float32 has no node")
