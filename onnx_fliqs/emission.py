@@ -17,6 +17,7 @@ from onnx_fliqs.passes.lower_opset import LowerOpsetPass
 from onnx_fliqs.passes.lower_sites import LowerSitesPass
 from onnx_fliqs.passes.lower_sites_to_qonnx import LowerSitesToQonnxPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
+from onnx_fliqs.passes.spell_out_windows import SpellOutWindowsPass
 from onnx_fliqs.precision import PrecisionMap
 from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session, run_session
 from onnx_fliqs.sites import ScaleTable, SearchSpace
@@ -137,7 +138,7 @@ def emit_graph(
     model = canonical.clone()
     lowering: tuple[ir.passes.PassBase, ...]
     if target.dialect is Dialect.QONNX:
-        lowering = (LowerSitesToQonnxPass(space, chosen, scales),)
+        lowering = (LowerSitesToQonnxPass(space, chosen, scales), SpellOutWindowsPass())
         oldest = _QONNX_OPSET
     else:
         lowering = (

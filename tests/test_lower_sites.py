@@ -12,6 +12,7 @@ from onnx_fliqs.passes.lower_sites import LowerSitesPass
 from onnx_fliqs.precision import Precision
 from onnx_fliqs.runtime import OptimizationLevel, make_session
 from onnx_fliqs.site_functions import DOMAIN
+from onnx_fliqs.targets import TARGETS, Dialect
 from onnx_fliqs.verify import compare
 from pass_models import LAYERED
 from support import (

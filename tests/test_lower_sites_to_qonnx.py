@@ -292,6 +292,17 @@ def test_biases_stay_float() -> None:
         )
 
 
+def test_convolutions_and_pooling_spell_out_their_windows() -> None:
+    prepared = case_of("residual")
+    graph = prepared.emitted(prepared.random_mix(0))
+    windows = {"kernel_shape", "strides", "pads"}
+    for node in graph.graph:
+        if node.op_type == "Conv":
+            assert set(node.attributes) == windows | {"dilations", "group"}
+        elif node.op_type == "MaxPool":
+            assert set(node.attributes) == windows
+
+
 def test_the_opset_is_old_where_that_suffices() -> None:
     prepared = case_of("residual")
     graph = prepared.emitted(prepared.random_mix(0))

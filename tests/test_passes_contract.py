@@ -39,6 +39,7 @@ from onnx_fliqs.passes.remove_quantization import RemoveQuantizationPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 from onnx_fliqs.passes.resolve_auto_padding import ResolveAutoPaddingPass
 from onnx_fliqs.passes.simplify_gemm import SimplifyGemmPass
+from onnx_fliqs.passes.spell_out_windows import SpellOutWindowsPass
 from pass_models import CASES
 from support import check_pass, model, random_feeds, run
 
@@ -66,6 +67,7 @@ PASSES = (
     LowerForGradientPass(["x", "w", "w1"]),
     LowerOpsetPass(oldest=13),
     SimplifyGemmPass(),
+    SpellOutWindowsPass(),
 )
 # Folding multiplies before the sum what the original multiplies after it; another opset may
 # have another kernel.
