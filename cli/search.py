@@ -35,6 +35,15 @@ __all__ = ["command"]
     "--size", type=float, help="Budget: weight bytes as a fraction of uniform int8's."
 )
 @click.option(
+    "--latency",
+    type=float,
+    help="Budget: latency as a fraction of the float model's, by a --latency-table.",
+)
+@options.file(
+    "--latency-table",
+    "What `onnx-fliqs profile` measured; with another budget, latency is only reported.",
+)
+@click.option(
     "--strategy",
     type=click.Choice(["fliqs", "ilp", "greedy", "uniform", "random"]),
     default="fliqs",
@@ -76,6 +85,8 @@ def command(
     bits: float | None,
     bops: float | None,
     size: float | None,
+    latency: float | None,
+    latency_table: Path | None,
     strategy: str,
     steps: int,
     batch_size: int,
@@ -95,6 +106,7 @@ def command(
     from onnx_fliqs.checkpoint import Checkpoint
     from onnx_fliqs.cli import render
     from onnx_fliqs.config import SearchConfig
+    from onnx_fliqs.latency import LatencyTable
     from onnx_fliqs.search_loop import search
     from onnx_fliqs.strategies import Strategy
 
@@ -104,7 +116,8 @@ def command(
         target=target,
         space=space,
         remove_quantization=remove_quantization,
-        budget=_budget(bits, bops, size),
+        budget=_budget(bits, bops, size, latency),
+        latency_table=None if latency_table is None else LatencyTable.read(latency_table),
         strategy=Strategy(strategy),
         steps=steps,
         batch_size=batch_size,
@@ -113,8 +126,8 @@ def command(
         seed=seed,
         workers=threads,
     )
-    options.check_output(path, model, data)
-    options.check_output(assignment, model, data)
+    options.check_output(path, model, data, latency_table)
+    options.check_output(assignment, model, data, latency_table)
     folder = path.with_suffix(".checkpoint")
     if not resume:
         _set_aside(folder)
@@ -137,7 +150,9 @@ def command(
         click.echo(f"wrote    {path}\n         {assignment}")
 
 
-def _budget(bits: float | None, bops: float | None, size: float | None) -> "Budget | None":
+def _budget(
+    bits: float | None, bops: float | None, size: float | None, latency: float | None
+) -> "Budget | None":
     from onnx_fliqs.cost import Budget, BudgetKind
 
     given = [
@@ -146,6 +161,7 @@ def _budget(bits: float | None, bops: float | None, size: float | None) -> "Budg
             (BudgetKind.BITS, bits),
             (BudgetKind.BOPS, bops),
             (BudgetKind.SIZE, size),
+            (BudgetKind.LATENCY, latency),
         )
         if value is not None
     ]

@@ -110,6 +110,11 @@ class LatencyTable:
     """Layer name → name of a precision → difference from the base."""
     borders: tuple[LatencyBorder, ...]
 
+    @property
+    def batch_size(self) -> int:
+        """First dimension of the inputs."""
+        return next((dims[0] for dims in self.conditions.shapes.values() if dims), 1)
+
     def predict(self, chosen: Mapping[str, str]) -> float:
         """Milliseconds of an assignment.
 
@@ -157,10 +162,13 @@ class LatencyTable:
         """SHA-256 of the content."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON (schema 1)."""
+        return {"schema": _SCHEMA, **asdict(self)}
+
     def to_json(self) -> str:
         """Serialize; equal tables give equal text."""
-        content = {"schema": _SCHEMA, **asdict(self)}
-        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> "LatencyTable":

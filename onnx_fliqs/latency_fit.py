@@ -7,7 +7,7 @@ they will have. ``benchmarks/latency.py`` compares both.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,20 @@ import numpy.typing as npt
 from onnx_fliqs.borders import Border, spent
 from onnx_fliqs.controller import Choices
 
-__all__ = ["Fit", "Observation", "Spread", "fit", "left_out_errors", "spread"]
+__all__ = [
+    "Fit",
+    "Kinds",
+    "Neighbours",
+    "Observation",
+    "Spread",
+    "fit",
+    "left_out_errors",
+    "spread",
+]
 
-Row = npt.NDArray[np.float64]
-Kinds = Sequence[tuple[str, ...]]
-Neighbours = Sequence[tuple[int, int]]
+Row: TypeAlias = npt.NDArray[np.float64]
+Kinds: TypeAlias = Sequence[tuple[str, ...]]
+Neighbours: TypeAlias = Sequence[tuple[int, int]]
 
 _SHRINKAGE: Final = 0.02
 """Weight of the prior that a choice or a border costs nothing."""

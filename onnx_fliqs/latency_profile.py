@@ -1,5 +1,6 @@
 """Measures what the layers of a model cost in a runtime: ``onnx-fliqs profile``."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ class ProfileProgress:
 
     done: int
     total: int
-    latency_ms: float
+    float_ms: float
     """Of the float model, so far."""
 
 
@@ -150,7 +151,8 @@ def profile(
     reference_times: list[float] = []
     reference = runtime.load(canonical, feeds, config.threads, OptimizationLevel.DEFAULT)
     started = clock()
-    for choices in _assignments(names, wanted, np.random.default_rng(config.seed)):
+    rng = np.random.default_rng(config.seed)
+    for choices in itertools.islice(_assignments(names, rng), wanted):
         begun = clock()
         left = config.seconds - (begun - started)
         if left <= 0 and len(observations) >= _FEWEST:
@@ -240,17 +242,17 @@ def _feeds(dataset: Dataset, batch_size: int | None) -> Feeds:
 
 
 def _assignments(
-    names: Sequence[tuple[str, ...]], count: int, rng: np.random.Generator
+    names: Sequence[tuple[str, ...]], rng: np.random.Generator
 ) -> Iterator[Choices]:
-    """Each precision for all that can have it, then random assignments.
+    """Each precision for all that can have it, then without end random assignments.
 
-    Of those, every other one is drawn layer by layer, in random proportions; the rest in
-    regions, which is how a search within a budget of latency will choose.
+    Of those, every other one is drawn layer by layer, in random proportions, the rest in
+    regions.
     """
     known = list(dict.fromkeys(name for row in names for name in row))
-    for name in known[:count]:
+    for name in known:
         yield tuple(row.index(name) if name in row else len(row) - 1 for row in names)
-    for number in range(count - len(known)):
+    for number in itertools.count():
         chances = dict(zip(known, rng.dirichlet(np.ones(len(known))), strict=True))
         stay = _STAY if number % 2 else 0.0
         choices: list[int] = []

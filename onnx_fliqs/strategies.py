@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from onnx_fliqs.borders import Border, spent
 from onnx_fliqs.controller import Choices, Row
 from onnx_fliqs.cost import CostTable
 from onnx_fliqs.errors import InfeasibleError
@@ -80,16 +81,20 @@ def measure_damage(
     return tuple(rows)
 
 
-def program_choices(costs: CostTable, damage: Sequence[Row]) -> Choices:
+def program_choices(
+    costs: CostTable, damage: Sequence[Row], borders: Sequence[Border] = ()
+) -> Choices:
     """The assignment with the least sum of damages among those that spend the budget.
 
     HAWQ-V3 (Yao et al. 2021, section 3.4) weighs squared weight errors by the trace of the
     Hessian; a measured difference of losses sees the activations as well.
     """
-    return project([-row for row in damage], costs)
+    return project([-row for row in damage], costs, borders=borders)
 
 
-def greedy_choices(costs: CostTable, damage: Sequence[Row]) -> Choices:
+def greedy_choices(
+    costs: CostTable, damage: Sequence[Row], borders: Sequence[Border] = ()
+) -> Choices:
     """Lower the decision whose next step does the least damage until the budget is met.
 
     Raises:
@@ -97,10 +102,7 @@ def greedy_choices(costs: CostTable, damage: Sequence[Row]) -> Choices:
     """
     chosen = [len(row) - 1 for row in costs]
 
-    def spent() -> float:
-        return float(sum(row[c] for row, c in zip(costs, chosen, strict=True)))
-
-    while spent() > 1 + 1e-9:
+    while spent(costs, borders, chosen) > 1 + 1e-9:
         steps = [
             (float(damage[i][c - 1]), -float(costs[i][c] - costs[i][c - 1]), i)
             for i, c in enumerate(chosen)
@@ -112,18 +114,21 @@ def greedy_choices(costs: CostTable, damage: Sequence[Row]) -> Choices:
     return tuple(chosen)
 
 
-def uniform_choices(costs: CostTable) -> Choices:
+def uniform_choices(costs: CostTable, borders: Sequence[Border] = ()) -> Choices:
     """The most precise choice that all decisions can make together.
 
     Raises:
         InfeasibleError: Even the cheapest costs more than the budget.
     """
     for choice in reversed(range(min(map(len, costs)))):
-        if sum(float(row[choice]) for row in costs) <= 1 + 1e-9:
-            return (choice,) * len(costs)
+        everywhere = (choice,) * len(costs)
+        if spent(costs, borders, everywhere) <= 1 + 1e-9:
+            return everywhere
     raise InfeasibleError("no uniform format meets the budget")
 
 
-def random_choices(costs: CostTable, rng: np.random.Generator) -> Choices:
+def random_choices(
+    costs: CostTable, rng: np.random.Generator, borders: Sequence[Border] = ()
+) -> Choices:
     """A random assignment that spends the budget: random preferences, projected."""
-    return project([-rng.exponential(size=len(row)) for row in costs], costs)
+    return project([-rng.exponential(size=len(row)) for row in costs], costs, borders=borders)
