@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_fliqs.formats import Format, grid_code
+from onnx_fliqs.formats import Format, IntFormat, grid_code
 from onnx_fliqs.runtime import make_session, run_session
 from onnx_fliqs.sites import ScaleTable, SearchSpace, Site
 
@@ -171,9 +171,22 @@ def activation_scales(
             key = (tensors, fmt.name)
             if key not in known:
                 values = np.concatenate([samples[tensor] for tensor in tensors])
-                known[key] = least_squares_scales(values[None, :], fmt)
+                known[key] = _within(values, least_squares_scales(values[None, :], fmt), fmt)
             table[site.name, fmt.name] = known[key]
     return table
+
+
+def _within(values: Array, scale: Array, fmt: Format) -> Array:
+    """The scale, or the one at which the grid ends with the values.
+
+    Least squares can end a grid of integers a little behind the largest value. If that is the
+    bound of a Clip, ONNX Runtime then no longer sees that the Clip does nothing, and computes
+    the layer in front of it in float.
+    """
+    if not isinstance(fmt, IntFormat):
+        return scale
+    largest = np.abs(values).max(initial=0.0)
+    return np.minimum(scale, np.maximum(np.float32(largest / fmt.max), _SMALLEST_SCALE))
 
 
 class Observer:

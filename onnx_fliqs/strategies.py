@@ -106,7 +106,8 @@ def greedy_choices(
         steps = [
             (float(damage[i][c - 1]), -float(costs[i][c] - costs[i][c - 1]), i)
             for i, c in enumerate(chosen)
-            if c > 0 and costs[i][c] > costs[i][c - 1]
+            # With borders, a step may pay only together with a later one.
+            if c > 0 and (borders or costs[i][c] > costs[i][c - 1])
         ]
         if not steps:
             raise InfeasibleError("no assignment of formats meets the budget")
