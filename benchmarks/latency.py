@@ -62,6 +62,7 @@ class Bench:
 
     @classmethod
     def of(cls, path: Path, threads: int) -> "Bench":
+        """Prepare a model on made-up samples."""
         target = parse_target(_TARGET)
         prepared = prepare(load_model(path), None, target, target.space(None))
         data = synthetic_data(prepared.canonical, 8, 0)
@@ -72,6 +73,7 @@ class Bench:
         return cls(prepared, scales, feeds, reference, threads)
 
     def names(self, choices: Choices) -> dict[str, str]:
+        """The format of each layer, as a table wants it."""
         chosen = self.prepared.space.assign(choices)
         return {name: fmt.name for name, fmt in chosen.items()}
 
