@@ -46,7 +46,7 @@ MODELS = {
     "squeezenet": SHARED / "zoo" / "squeezenet_v1.1_f16w.onnx",
 }
 _TARGET = "ort-cpu"
-_SECONDS = 1.0
+_SECONDS = 0.5
 _ERROR = 0.003
 
 
@@ -225,7 +225,10 @@ def main() -> None:
         if options.training_python and name in TASKS:
             rows += searches(name, table, bench, options.training_python, options.steps)
         for row in rows:
-            print(json.dumps({**row, **settings, "warnings": warnings, **provenance()}))
+            print(
+                json.dumps({**row, **settings, "warnings": warnings, **provenance()}),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
