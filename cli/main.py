@@ -17,6 +17,7 @@ __all__ = ["main"]
 
 _COMMANDS: Final = {
     "inspect": "List the layers of a model and what cannot be quantized or trained.",
+    "profile": "Measure what each layer costs in each format, for search --latency.",
     "search": "Search a mixed-precision assignment and train the weights for it.",
     "emit": "Emit an assignment post-training, without a search.",
     "evaluate": "Measure a model's accuracy, or its agreement with another.",

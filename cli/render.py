@@ -16,15 +16,20 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from onnx_fliqs.api import Inspection
+    from onnx_fliqs.latency import LatencyTable
+    from onnx_fliqs.latency_profile import ProfileProgress
+    from onnx_fliqs.latency_report import LatencyReport
     from onnx_fliqs.report import SearchResult
     from onnx_fliqs.search_loop import Progress as Step
     from onnx_fliqs.validation import Validation
     from onnx_fliqs.verify import Check
 
 __all__ = [
+    "ProfileBar",
     "SearchProgress",
     "print_inspection",
     "print_json",
+    "print_latency_table",
     "print_result",
     "print_validation",
     "print_warnings",
@@ -114,6 +119,8 @@ def print_result(result: "SearchResult") -> None:
         f" {_quantity(cost.weight_bytes)} bytes",
         markup=False,
     )
+    if result.latency is not None:
+        _print_latency(console, result.latency)
     samples = "held-out samples" if result.steps else "the calibration samples"
     form = ".4f" if result.metric == "r2" else ".2%"
     console.print(
@@ -124,6 +131,66 @@ def print_result(result: "SearchResult") -> None:
     console.print(
         f"checked  the graph computes what was searched; right in ONNX Runtime up to the"
         f" optimisation level {result.optimization_level.value!r}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _print_latency(console: Console, found: "LatencyReport") -> None:
+    """Predicted and measured, side by side."""
+    text = (
+        f"latency  predicted {_milliseconds(found.predicted_ms)}"
+        f" ({found.predicted_ms / found.float_ms:.2f} x float)"
+    )
+    if found.measured_ms is not None and found.measured_float_ms is not None:
+        text += (
+            f", measured {_milliseconds(found.measured_ms)}"
+            f" ({found.measured_ms / found.measured_float_ms:.2f} x float)"
+        )
+    console.print(f"{text}, {found.runtime}", markup=False, soft_wrap=True)
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3g} ms"
+
+
+def print_latency_table(found: "LatencyTable") -> None:
+    """What each layer costs in each format, on stdout."""
+    console = _console(stderr=False)
+    precisions = list(dict.fromkeys(name for row in found.layers.values() for name in row))
+    table = _layer_table(("layer", *(f"{name}, ms" for name in precisions)), 1)
+    for layer, row in found.layers.items():
+        cells = []
+        for name in precisions:
+            cost = row.get(name)
+            half = 0.0 if cost is None else (cost.high - cost.low) / 2
+            cells.append("-" if cost is None else f"{cost.ms:+.4f} ± {half:.4f}")
+        table.add_row(layer, *cells)
+    console.print(table)
+    unit = found.float_model.ms
+    for name in precisions:
+        if all(name in row for row in found.layers.values()):
+            everywhere = found.predict(dict.fromkeys(found.layers, name))
+            console.print(
+                f"{name:8} everywhere: {_milliseconds(everywhere)} ({everywhere / unit:.2f} x"
+                " float)",
+                markup=False,
+            )
+    worst = max(found.borders, key=lambda border: border.cost.ms, default=None)
+    if worst is not None:
+        console.print(
+            f"borders  {len(found.borders)} between layers of different kinds, up to"
+            f" {_milliseconds(worst.cost.ms)} ({' | '.join(worst.layers)})",
+            markup=False,
+            soft_wrap=True,
+        )
+    where = found.conditions
+    console.print(
+        f"float    {_milliseconds(unit)} (quartiles {found.float_model.low:.3g} to"
+        f" {found.float_model.high:.3g}) in {where.runtime} {where.version}\n"
+        f"fit      {found.assignments} graphs, {found.repetitions} runs; left-out graphs are"
+        f" predicted within {found.median_error:.1%} (half of them), {found.largest_error:.1%}"
+        " (90 %)",
         markup=False,
         soft_wrap=True,
     )
@@ -263,3 +330,43 @@ class SearchProgress:
         done = step.step - (self._first or 0)
         seconds = (self._clock() - self._started) / max(1, done) * (step.steps - step.step)
         return f" {seconds:.0f} s left" if step.step < step.steps else ""
+
+
+class ProfileBar:
+    """Shows the progress of a profile: a bar on a terminal, now and then a line elsewhere."""
+
+    def __init__(self) -> None:
+        """Find out where to draw."""
+        self._console = _console(stderr=True)
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> "Self":
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("profile"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("profile", total=None, text="")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, step: "ProfileProgress") -> None:
+        """Show one graph."""
+        text = f"{step.done}/{step.total} graphs, float {_milliseconds(step.float_ms)}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step.done, total=step.total, text=text)
+        elif step.done % max(1, step.total // _PLAIN_LINES) == 0 or step.done == step.total:
+            self._console.print(f"profile {text}", markup=False, soft_wrap=True)

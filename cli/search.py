@@ -35,6 +35,15 @@ __all__ = ["command"]
     "--size", type=float, help="Budget: weight bytes as a fraction of uniform int8's."
 )
 @click.option(
+    "--latency",
+    type=float,
+    help="Budget: latency as a fraction of the float model's, by a --latency-table.",
+)
+@options.file(
+    "--latency-table",
+    "What `onnx-fliqs profile` measured; with another budget, latency is only reported.",
+)
+@click.option(
     "--strategy",
     type=click.Choice(["fliqs", "ilp", "greedy", "uniform", "random"]),
     default="fliqs",
@@ -82,6 +91,8 @@ def command(
     bits: float | None,
     bops: float | None,
     size: float | None,
+    latency: float | None,
+    latency_table: Path | None,
     strategy: str,
     steps: int,
     batch_size: int,
@@ -102,6 +113,7 @@ def command(
     from onnx_fliqs.checkpoint import Checkpoint
     from onnx_fliqs.cli import render
     from onnx_fliqs.config import SearchConfig
+    from onnx_fliqs.latency import LatencyTable
     from onnx_fliqs.model import save_model
     from onnx_fliqs.search_loop import search
     from onnx_fliqs.strategies import Strategy
@@ -112,7 +124,8 @@ def command(
         target=target,
         space=space,
         remove_quantization=remove_quantization,
-        budget=_budget(bits, bops, size),
+        budget=_budget(bits, bops, size, latency),
+        latency_table=None if latency_table is None else LatencyTable.read(latency_table),
         strategy=Strategy(strategy),
         steps=steps,
         batch_size=batch_size,
@@ -121,10 +134,10 @@ def command(
         seed=seed,
         workers=threads,
     )
-    options.check_output(path, model, data)
-    options.check_output(assignment, model, data)
+    options.check_output(path, model, data, latency_table)
+    options.check_output(assignment, model, data, latency_table)
     if trained is not None:
-        options.check_output(trained, model, data, path, assignment)
+        options.check_output(trained, model, data, latency_table, path, assignment)
     folder = path.with_suffix(".checkpoint")
     if not resume:
         _set_aside(folder)
@@ -150,7 +163,9 @@ def command(
         click.echo(f"wrote    {path}\n         {assignment}")
 
 
-def _budget(bits: float | None, bops: float | None, size: float | None) -> "Budget | None":
+def _budget(
+    bits: float | None, bops: float | None, size: float | None, latency: float | None
+) -> "Budget | None":
     from onnx_fliqs.cost import Budget, BudgetKind
 
     given = [
@@ -159,6 +174,7 @@ def _budget(bits: float | None, bops: float | None, size: float | None) -> "Budg
             (BudgetKind.BITS, bits),
             (BudgetKind.BOPS, bops),
             (BudgetKind.SIZE, size),
+            (BudgetKind.LATENCY, latency),
         )
         if value is not None
     ]

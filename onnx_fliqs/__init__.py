@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from onnx_fliqs.config import SearchConfig
     from onnx_fliqs.cost import Budget, BudgetKind
     from onnx_fliqs.data import Dataset
+    from onnx_fliqs.latency import LatencyTable
+    from onnx_fliqs.latency_profile import ProfileConfig, profile
     from onnx_fliqs.report import SearchResult
     from onnx_fliqs.search_loop import search
     from onnx_fliqs.strategies import Strategy
@@ -33,6 +35,8 @@ __all__ = [
     "Budget",
     "BudgetKind",
     "Dataset",
+    "LatencyTable",
+    "ProfileConfig",
     "SearchConfig",
     "SearchResult",
     "Strategy",
@@ -40,6 +44,7 @@ __all__ = [
     "emit",
     "evaluate",
     "inspect",
+    "profile",
     "search",
     "validate",
 ]
@@ -49,12 +54,15 @@ _MODULES: Final = {
     "Budget": "cost",
     "BudgetKind": "cost",
     "Dataset": "data",
+    "LatencyTable": "latency",
+    "ProfileConfig": "latency_profile",
     "SearchConfig": "config",
     "SearchResult": "report",
     "Strategy": "strategies",
     "emit": "api",
     "evaluate": "api",
     "inspect": "api",
+    "profile": "latency_profile",
     "search": "search_loop",
     "validate": "api",
 }

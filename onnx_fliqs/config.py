@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from onnx_fliqs.controller import ControllerConfig, Method
-from onnx_fliqs.cost import Budget
+from onnx_fliqs.cost import Budget, BudgetKind
 from onnx_fliqs.errors import ConfigError
+from onnx_fliqs.latency import LatencyTable
 from onnx_fliqs.strategies import Strategy
 
 __all__ = ["LOSSES", "SearchConfig"]
@@ -24,6 +25,8 @@ class SearchConfig:
     """A named space or a comma list of formats; None: the target's own."""
     budget: Budget | None = None
     """None: the target's default, as far as the space reaches."""
+    latency_table: LatencyTable | None = None
+    """What a budget of latency rests on; beside another budget, latency is only reported."""
     strategy: Strategy = Strategy.FLIQS
     """How the assignment is chosen: by the search, or by a baseline before training."""
     remove_quantization: bool = False
@@ -67,6 +70,11 @@ class SearchConfig:
             )
         if self.loss not in LOSSES:
             raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
+        bounded = self.budget is not None and self.budget.kind is BudgetKind.LATENCY
+        if bounded and self.latency_table is None:
+            raise ConfigError(
+                "--latency needs --latency-table, which `onnx-fliqs profile` writes"
+            )
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, got {self.seed}")
         if not 0 < self.learning_rate < 1:

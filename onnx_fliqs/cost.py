@@ -53,6 +53,8 @@ class BudgetKind(enum.Enum):
     """BOPs as a fraction of those of uniform int8."""
     SIZE = "size"
     """Weight bytes as a fraction of those of uniform int8."""
+    LATENCY = "latency"
+    """Time of a run as a fraction of the float model's, both as a latency table has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,8 @@ def counted_macs(layer: Layer) -> int:
 
 def _unit(space: SearchSpace, kind: BudgetKind) -> int:
     """What a budget of 1 is in the unit of :func:`cost_table`."""
+    if kind is BudgetKind.LATENCY:
+        raise ValueError("the cost of latency is in latency_budget")
     if kind is BudgetKind.SIZE:
         return sum(layer.params for layer in space.layers) * _INT8_BITS // 8
     macs = sum(map(counted_macs, space.layers))

@@ -2,29 +2,34 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from onnx_fliqs.borders import Border, spent
 from onnx_fliqs.controller import Choices
 from onnx_fliqs.cost import CostTable
 from onnx_fliqs.errors import InfeasibleError
 
-__all__ = ["LEAST_SPENT", "project"]
+__all__ = ["LEAST_SPENT", "cheapest", "project"]
 
 LEAST_SPENT: Final = 0.98
 """An assignment is held to spend the budget if it costs at least this share of it."""
 
 
 def project(
-    preferences: Sequence[npt.NDArray[np.float64]], costs: CostTable, slack: float = math.inf
+    preferences: Sequence[npt.NDArray[np.float64]],
+    costs: CostTable,
+    slack: float = math.inf,
+    borders: Sequence[Border] = (),
 ) -> Choices:
     """Choose the assignment that is preferred most among those that meet the budget.
 
-    Maximises sum_i preference_i(a_i) subject to sum_i cost_i(a_i) <= 1, an integer program;
-    twice: among the assignments that spend the budget, and among all. The first is taken
-    unless the second is better by more than ``slack``.
+    Maximises sum_i preference_i(a_i) subject to sum_i cost_i(a_i) <= 1, borders included, an
+    integer program; twice: among the assignments that spend the budget, and among all. The
+    first is taken unless the second is better by more than ``slack``.
 
     Args:
         preferences: Never positive, 0 is best: log-probabilities, or predicted losses negated,
@@ -32,14 +37,15 @@ def project(
         costs: Cost of each choice as a share of the budget.
         slack: How much worse an assignment that spends the budget may be, as a share of what
             the best one lacks; infinity: it is taken whenever there is one.
+        borders: Costs of pairs of decisions, as shares of the budget.
 
     Raises:
         InfeasibleError: Every assignment costs more than the budget.
     """
-    best = _solve(preferences, costs, 0.0)
+    best = _solve(preferences, costs, borders, 0.0)
     if best is None:
         raise InfeasibleError("no assignment of formats meets the budget")
-    spending = _solve(preferences, costs, LEAST_SPENT)
+    spending = _solve(preferences, costs, borders, LEAST_SPENT)
     if spending is None:
         return best
     lacking, lacking_when_spending = (
@@ -50,43 +56,113 @@ def project(
     return best
 
 
+def cheapest(costs: CostTable, borders: Sequence[Border] = ()) -> Choices:
+    """The assignment that costs least, borders included."""
+    program = _program(costs, borders)
+    found = _optimum(program, program.costs, 0.0, math.inf)
+    assert found is not None
+    return found
+
+
 def _total(rows: Sequence[npt.NDArray[np.float64]], choices: Sequence[int]) -> float:
     return float(sum(row[c] for row, c in zip(rows, choices, strict=True)))
 
 
-def _solve(
-    preferences: Sequence[npt.NDArray[np.float64]], costs: CostTable, least: float
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """The constraints of all assignments: 0/1 variables for choices, then one per border."""
+
+    costs: npt.NDArray[np.float64]
+    owner: npt.NDArray[np.int64]
+    """Of each choice: its decision."""
+    decisions: int
+    crossings: npt.NDArray[np.float64]
+    """Rows that may not be negative: they set the variable of a border exactly if it is
+    crossed."""
+    offsets: npt.NDArray[np.float64]
+    """To be added to the rows."""
+
+
+def _program(costs: CostTable, borders: Sequence[Border]) -> _Program:
+    starts = np.cumsum([0, *map(len, costs)])
+    choices = int(starts[-1])
+    rows, offsets = [], []
+
+    def chosen(decision: int, kinds: Sequence[str], kind: str) -> npt.NDArray[np.float64]:
+        """1 in the product with an assignment if the decision has this kind."""
+        row = np.zeros(choices + len(borders))
+        row[starts[decision] : starts[decision + 1]] = [float(k == kind) for k in kinds]
+        return row
+
+    for number, border in enumerate(borders):
+        crossed = np.zeros(choices + len(borders))
+        crossed[choices + number] = 1.0
+        for kind in sorted({*border.kinds[0], *border.kinds[1]}):
+            first = chosen(border.first, border.kinds[0], kind)
+            second = chosen(border.second, border.kinds[1], kind)
+            rows += [crossed - first + second, crossed + first - second]
+            rows.append(-crossed - first - second)
+            offsets += [0.0, 0.0, 2.0]
+    return _Program(
+        np.concatenate([*costs, [border.cost for border in borders]]),
+        np.repeat(np.arange(len(costs)), [len(row) for row in costs]),
+        len(costs),
+        np.array(rows).reshape(len(rows), choices + len(borders)),
+        np.array(offsets),
+    )
+
+
+def _optimum(
+    program: _Program, weights: npt.NDArray[np.float64], least: float, most: float
 ) -> Choices | None:
-    """The most preferred assignment with a cost between ``least`` and 1, if there is one."""
+    """The assignment of the least weight with a cost between two bounds, if there is one."""
     from scipy.optimize import Bounds, LinearConstraint, milp  # slow to import
 
-    count = len(preferences)
-    weights = -np.concatenate([row - row.max() for row in preferences])
-    # The solver's tolerances are absolute: bring the differences that matter to about 1.
-    weights /= max(float(weights.max()), 1e-300)
-    cost = np.concatenate(list(costs))
-    owner = np.repeat(np.arange(count), [len(row) for row in preferences])
+    owner, count = program.owner, program.decisions
+    one_each = np.zeros((count, len(weights)))
+    one_each[owner, np.arange(len(owner))] = 1.0
+    constraints = [
+        LinearConstraint(one_each, 1, 1),
+        LinearConstraint(program.costs[None, :], least, most),
+    ]
+    if len(program.offsets):
+        constraints.append(LinearConstraint(program.crossings, -program.offsets, np.inf))
     found = milp(
         weights,
-        integrality=np.ones_like(weights),
+        integrality=np.ones(len(weights), np.int64),
         bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(np.equal.outer(np.arange(count), owner).astype(float), 1, 1),
-            # A budget that one assignment meets exactly must not fail by rounding.
-            LinearConstraint(cost[None, :], least, 1 + 1e-9),
-        ],
+        constraints=constraints,
         options={"mip_rel_gap": 0},
     )
     if found.x is None:
         return None
-    chosen = [int(np.argmax(found.x[owner == i])) for i in range(count)]
-    return _improved(chosen, preferences, costs, least)
+    values = found.x[: len(owner)]
+    return tuple(int(np.argmax(values[owner == i])) for i in range(count))
+
+
+def _solve(
+    preferences: Sequence[npt.NDArray[np.float64]],
+    costs: CostTable,
+    borders: Sequence[Border],
+    least: float,
+) -> Choices | None:
+    """The most preferred assignment with a cost between ``least`` and 1, if there is one."""
+    weights = -np.concatenate([row - row.max() for row in preferences])
+    # The solver's tolerances are absolute: bring the differences that matter to about 1.
+    weights /= max(float(weights.max()), 1e-300)
+    weights = np.append(weights, np.zeros(len(borders)))
+    # A budget that one assignment meets exactly must not fail by rounding.
+    chosen = _optimum(_program(costs, borders), weights, least, 1 + 1e-9)
+    if chosen is None:
+        return None
+    return _improved(list(chosen), preferences, costs, borders, least)
 
 
 def _improved(
     chosen: list[int],
     preferences: Sequence[npt.NDArray[np.float64]],
     costs: CostTable,
+    borders: Sequence[Border],
     least: float,
 ) -> Choices:
     """Take single changes for the better that the bounds allow, the best one first.
@@ -94,12 +170,12 @@ def _improved(
     The solver leaves differences under a millionth of the largest: the last bits of precision.
     """
     while True:
-        spent = _total(costs, chosen)
         gains = [
             (float(row[a] - row[c]), i, a)
             for i, (row, c) in enumerate(zip(preferences, chosen, strict=True))
             for a in range(len(row))
-            if row[a] > row[c] and least <= spent + costs[i][a] - costs[i][c] <= 1
+            if row[a] > row[c]
+            and least <= spent(costs, borders, [*chosen[:i], a, *chosen[i + 1 :]]) <= 1
         ]
         if not gains:
             return tuple(chosen)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.containers import container_of
 from onnx_fliqs.cost import Cost, cost_of, layer_bops
+from onnx_fliqs.latency_report import LatencyReport
 from onnx_fliqs.model import atomic_write, save_model
 from onnx_fliqs.precision import PrecisionMap
 from onnx_fliqs.runtime import OptimizationLevel
@@ -76,6 +77,8 @@ class SearchResult:
     """Mean entropy of the policy in nats when the assignment was fixed; None without one."""
     strategy: Strategy | None
     """How the assignment was chosen; None after an emission without a search."""
+    latency: LatencyReport | None = None
+    """None without a latency table."""
     warnings: tuple[str, ...]
 
     def to_dict(
@@ -97,6 +100,7 @@ class SearchResult:
                 "untrained_loss": self.untrained_loss,
                 "loss": self.loss,
             },
+            "latency": None if self.latency is None else asdict(self.latency),
             "verification": self.verification.to_dict(),
             "optimization_level": self.optimization_level.value,
             "strategy": None if self.strategy is None else self.strategy.value,

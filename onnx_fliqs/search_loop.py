@@ -28,6 +28,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
+from onnx_fliqs.borders import spent
 from onnx_fliqs.calibrate import activation_scales, blended, sample_values, weight_scales
 from onnx_fliqs.checkpoint import Checkpoint
 from onnx_fliqs.config import SearchConfig
@@ -42,13 +43,14 @@ from onnx_fliqs.controller import (
     sample,
     uniform,
 )
-from onnx_fliqs.cost import CostTable, cost_of, cost_table
+from onnx_fliqs.cost import CostTable, cost_of
 from onnx_fliqs.critic import Critic
 from onnx_fliqs.data import Dataset, batch_indices
-from onnx_fliqs.emission import emit
+from onnx_fliqs.emission import Emitted, emit
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.evaluation import run_dataset, without_filling
 from onnx_fliqs.judged import exposed
+from onnx_fliqs.latency_report import LatencyReport, report_latency
 from onnx_fliqs.objective import Metric, quality
 from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
 from onnx_fliqs.prepare import make_batch, weights_of, with_weights
@@ -184,8 +186,7 @@ class _Run:
         self._last = min(round(config.freeze * config.steps), config.steps - 1)
         self._delay = round(config.delay * config.steps) if searches else 0
         self._freeze = self._last if searches else 0
-        limit = setup.budget.limit(space)
-        self._costs = tuple(row / limit for row in cost_table(space, setup.budget.kind))
+        self._costs, self._borders = setup.costs, setup.borders
         self._controller = _controller(setup, self._costs)
         self._uniform = uniform([len(row) for row in self._costs])
         self._parts = _part_sizes(setup.train, config)
@@ -283,7 +284,7 @@ class _Run:
 
     def _expected_cost(self, state: SearchState, policy: Policy) -> float:
         if state.final is not None:
-            return float(sum(r[c] for r, c in zip(self._costs, state.final, strict=True)))
+            return spent(self._costs, self._borders, state.final)
         return expected_cost(policy, self._costs)
 
     def _values(self, choices: Choices, scales: ScaleTable) -> SiteValues:
@@ -352,19 +353,20 @@ class _Run:
 
     def _choose(self, state: SearchState) -> Choices:
         """The assignment that the strategy asks for."""
-        strategy, costs = self._setup.config.strategy, self._costs
+        strategy, costs, borders = self._setup.config.strategy, self._costs, self._borders
         if strategy is Strategy.UNIFORM:
-            return uniform_choices(costs, self._space.levels)
+            return uniform_choices(costs, self._space.levels, borders)
         if strategy is Strategy.RANDOM:
-            return random_choices(costs, np.random.default_rng(self._setup.config.seed))
+            rng = np.random.default_rng(self._setup.config.seed)
+            return random_choices(costs, rng, borders)
         if strategy is Strategy.FLIQS:
             preferences = self._controller.preferences(state.controller)
-            return project(preferences, costs, self._controller.slack)
+            return project(preferences, costs, self._controller.slack, borders)
         damage = measure_damage(
             costs, lambda candidates: self._damage_losses(state, candidates)
         )
         choose = greedy_choices if strategy is Strategy.GREEDY else program_choices
-        return choose(costs, damage)
+        return choose(costs, damage, borders)
 
     def _damage_losses(self, state: SearchState, candidates: Sequence[Choices]) -> list[float]:
         """Mean losses over the first held-out batches."""
@@ -453,15 +455,15 @@ class _Run:
         )
         names = setup.objective.outputs
         session = make_session(exposed(emitted.graph, names), level=emitted.level)
+        names_chosen = {name: fmt.name for name, fmt in chosen.items()}
+        latency, unmeasured = self._latency(names_chosen, emitted)
         measure = {"labels": setup.held_out.labels, "teacher": self._teacher}
         outputs = run_dataset(session, setup.held_out, names)
         metric = setup.objective.metric
         return SearchResult(
             model=emitted.graph,
             trained=trained,
-            assignment=Assignment(
-                {name: p.name for name, p in chosen.items()}, setup.target.name
-            ),
+            assignment=Assignment(names_chosen, setup.target.name),
             layers=layer_reports(self._space, chosen),
             skipped=self._space.skipped,
             cost=cost_of(self._space, chosen),
@@ -477,7 +479,19 @@ class _Run:
             seed=setup.config.seed,
             entropy=None if math.isnan(state.entropy) else state.entropy,
             strategy=setup.config.strategy,
-            warnings=(*setup.warnings, *emitted.warnings),
+            latency=latency,
+            warnings=(*setup.warnings, *emitted.warnings, *unmeasured),
+        )
+
+    def _latency(
+        self, chosen: Mapping[str, str], emitted: Emitted
+    ) -> tuple[LatencyReport | None, tuple[str, ...]]:
+        """Predicted and measured, if there is a table to predict it."""
+        setup, table = self._setup, self._setup.config.latency_table
+        if table is None:
+            return None, ()
+        return report_latency(
+            table, chosen, setup.prepared.canonical, emitted.graph, emitted.level, setup.train
         )
 
 

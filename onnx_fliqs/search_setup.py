@@ -10,17 +10,27 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs._version import __version__
+from onnx_fliqs.borders import Border
 from onnx_fliqs.calibrate import distortions
 from onnx_fliqs.config import SearchConfig
-from onnx_fliqs.cost import Budget, check_feasible, default_budget
+from onnx_fliqs.cost import (
+    Budget,
+    BudgetKind,
+    CostTable,
+    check_feasible,
+    cost_table,
+    default_budget,
+)
 from onnx_fliqs.data import Dataset, check_labels, input_specs, load_npz, split
 from onnx_fliqs.evaluation import run_dataset, scored_output
 from onnx_fliqs.judged import exposed, judged_values
+from onnx_fliqs.latency_budget import latency_shares
 from onnx_fliqs.model import fingerprint, load_model
 from onnx_fliqs.objective import Objective, choose_objective
 from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data, weights_of
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.search_state import Scales
+from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.targets import Target, parse_target
 from onnx_fliqs.trainability import why_frozen
 
@@ -43,6 +53,10 @@ class Setup:
     distortions: tuple[npt.NDArray[np.float64], ...]
     """Relative squared error of each decision's operands in each format."""
     budget: Budget
+    costs: CostTable
+    """Of each choice of each decision, as a share of the budget."""
+    borders: tuple[Border, ...]
+    """Costs of pairs of decisions, as shares of the budget."""
     objective: Objective
     train: Dataset
     held_out: Dataset
@@ -74,7 +88,9 @@ def set_up(
         model, dataset, target, precisions, remove_quantization=config.remove_quantization
     )
     budget = config.budget or default_budget(prepared.space, target.default_bits)
-    check_feasible(prepared.space, budget)
+    if config.latency_table is not None:
+        config.latency_table.check(prepared.space, fingerprint(model), target.name)
+    costs, borders = _shares(prepared.space, budget, config)
     if dataset is None:
         dataset = synthetic_data(prepared.canonical, _SYNTHETIC_SAMPLES, config.seed)
         warnings.append(
@@ -100,6 +116,8 @@ def set_up(
         scales,
         distortions(prepared.space, samples, weights, scales),
         budget,
+        costs,
+        borders,
         objective,
         train,
         held_out,
@@ -108,10 +126,28 @@ def set_up(
     )
 
 
+def _shares(
+    space: SearchSpace, budget: Budget, config: SearchConfig
+) -> tuple[CostTable, tuple[Border, ...]]:
+    """Costs as shares of a budget that can be met.
+
+    Raises:
+        InfeasibleError: It cannot.
+    """
+    if budget.kind is BudgetKind.LATENCY:
+        assert config.latency_table is not None
+        return latency_shares(space, budget, config.latency_table)
+    check_feasible(space, budget)
+    limit = budget.limit(space)
+    return tuple(row / limit for row in cost_table(space, budget.kind)), ()
+
+
 def _settings(config: SearchConfig, budget: Budget) -> dict[str, Any]:
     """The settings that change the result, as JSON values."""
     settings = asdict(config)
     settings["budget"] = str(budget)
+    table = config.latency_table
+    settings["latency_table"] = None if table is None else table.digest()
     settings["controller"]["method"] = config.controller.method.value
     settings["strategy"] = config.strategy.value
     settings["workers"] = config.threads

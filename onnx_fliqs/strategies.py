@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from onnx_fliqs.borders import Border, spent
 from onnx_fliqs.controller import Choices, Row
 from onnx_fliqs.cost import CostTable
 from onnx_fliqs.errors import InfeasibleError
@@ -80,16 +81,20 @@ def measure_damage(
     return tuple(rows)
 
 
-def program_choices(costs: CostTable, damage: Sequence[Row]) -> Choices:
+def program_choices(
+    costs: CostTable, damage: Sequence[Row], borders: Sequence[Border] = ()
+) -> Choices:
     """The assignment with the least sum of damages among those that spend the budget.
 
     HAWQ-V3 (Yao et al. 2021, section 3.4) weighs squared weight errors by the trace of the
     Hessian; a measured difference of losses sees the activations as well.
     """
-    return project([-row for row in damage], costs)
+    return project([-row for row in damage], costs, borders=borders)
 
 
-def greedy_choices(costs: CostTable, damage: Sequence[Row]) -> Choices:
+def greedy_choices(
+    costs: CostTable, damage: Sequence[Row], borders: Sequence[Border] = ()
+) -> Choices:
     """Lower the decision whose next step does the least damage until the budget is met.
 
     Raises:
@@ -97,14 +102,12 @@ def greedy_choices(costs: CostTable, damage: Sequence[Row]) -> Choices:
     """
     chosen = [len(row) - 1 for row in costs]
 
-    def spent() -> float:
-        return float(sum(row[c] for row, c in zip(costs, chosen, strict=True)))
-
-    while spent() > 1 + 1e-9:
+    while spent(costs, borders, chosen) > 1 + 1e-9:
         steps = [
             (float(damage[i][c - 1]), -float(costs[i][c] - costs[i][c - 1]), i)
             for i, c in enumerate(chosen)
-            if c > 0 and costs[i][c] > costs[i][c - 1]
+            # With borders, a step may pay only together with a later one.
+            if c > 0 and (borders or costs[i][c] > costs[i][c - 1])
         ]
         if not steps:
             raise InfeasibleError("no assignment of formats meets the budget")
@@ -112,22 +115,27 @@ def greedy_choices(costs: CostTable, damage: Sequence[Row]) -> Choices:
     return tuple(chosen)
 
 
-def uniform_choices(costs: CostTable, levels: Sequence[Choices]) -> Choices:
+def uniform_choices(
+    costs: CostTable, levels: Sequence[Choices], borders: Sequence[Border] = ()
+) -> Choices:
     """The most precise uniform assignment that meets the budget.
 
     Args:
         costs: Cost of each choice as a share of the budget.
         levels: The uniform assignments, the cheapest first.
+        borders: What neighbours cost together.
 
     Raises:
         InfeasibleError: Even the cheapest costs more than the budget.
     """
     for choices in reversed(levels):
-        if sum(float(row[c]) for row, c in zip(costs, choices, strict=True)) <= 1 + 1e-9:
+        if spent(costs, borders, choices) <= 1 + 1e-9:
             return tuple(choices)
     raise InfeasibleError("no uniform format meets the budget")
 
 
-def random_choices(costs: CostTable, rng: np.random.Generator) -> Choices:
+def random_choices(
+    costs: CostTable, rng: np.random.Generator, borders: Sequence[Border] = ()
+) -> Choices:
     """A random assignment that spends the budget: random preferences, projected."""
-    return project([-rng.exponential(size=len(row)) for row in costs], costs)
+    return project([-rng.exponential(size=len(row)) for row in costs], costs, borders=borders)

@@ -19,7 +19,14 @@ from onnx_fliqs.calibrate import (
     weight_scales,
 )
 from onnx_fliqs.find_layers import find_layers
-from onnx_fliqs.formats import FORMATS, Format, IntFormat, fake_quantize, is_passthrough
+from onnx_fliqs.formats import (
+    FORMATS,
+    Format,
+    IntFormat,
+    fake_quantize,
+    is_passthrough,
+    parse_format,
+)
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.targets import TARGETS
 from pass_models import LAYERED
@@ -253,10 +260,24 @@ def test_a_shared_scale_suits_the_values_of_all_that_share_it() -> None:
     parts = {"x": f32([-1, 0.5]), "s": f32([2, -3, 0.1]), "f": f32([0.25])}
     found = activation_scales(integer.space, parts)
     together = np.concatenate(list(parts.values()))[None, :]
+    best = least_squares_scales(together, FORMATS["int8"])
     for site in ("x@all", "s@all", "f@all"):
-        np.testing.assert_array_equal(
-            found[site, "int8"], least_squares_scales(together, FORMATS["int8"])
-        )
+        np.testing.assert_array_equal(found[site, "int8"], np.minimum(best, f32([3 / 127])))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_grid_of_integers_does_not_end_behind_the_bound_of_a_clip(seed: int) -> None:
+    # Else ONNX Runtime keeps the Clip, and computes the Conv in front of it in float.
+    space = calibrated_case("conv_relu_conv", "ort-cpu").space
+    rng = np.random.default_rng(seed)
+    clipped = np.clip(rng.normal(3, 3, 500), 0, 6).astype(np.float32)
+    samples = dict.fromkeys((site.tensor for site in space.sites), clipped)
+    scales = activation_scales(space, samples)
+    bounds = {
+        name: float(scale[0]) * parse_format(fmt).max for (name, fmt), scale in scales.items()
+    }
+    assert bounds
+    assert max(bounds.values()) <= 6 * (1 + 1e-6)
 
 
 def test_the_distortion_of_a_decision_is_that_of_all_its_layers() -> None:

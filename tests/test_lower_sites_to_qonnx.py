@@ -22,7 +22,7 @@ from onnx_fliqs.formats import (
 from onnx_fliqs.passes.lower_sites_to_qonnx import LowerSitesToQonnxPass
 from onnx_fliqs.precision import Precision
 from onnx_fliqs.qonnx_functions import QONNX
-from onnx_fliqs.verify import verify_levels
+from onnx_fliqs.verify import verify_graph
 from pass_models import LAYERED
 from support import (
     PRECISIONS,
@@ -96,7 +96,7 @@ def test_random_mixes_compute_what_was_searched(case: str, seed: int) -> None:
 def test_every_optimisation_level_runs_it_right(case: str) -> None:
     prepared = case_of(case)
     graph = prepared.emitted(prepared.random_mix(1))
-    verification = verify_levels(graph, [random_feeds(prepared.canonical, 3)])
+    verification = verify_graph(graph, [random_feeds(prepared.canonical, 3)])
     assert all(check.agrees for check in verification.levels)
 
 
