@@ -42,6 +42,8 @@ ScaleTable: TypeAlias = Mapping[tuple[str, str], npt.NDArray[np.float32]]
 """(site name, format name) → scales, of shape [site.channels]: the switchable thresholds."""
 
 _BIAS: Final = IntFormat(bits=32)
+_CUT_OFF: Final = 1.01
+"""How far apart the scales may be that fit the two limits of a Clip."""
 
 
 def computed_in_integers(fmt: Format) -> bool:
@@ -98,6 +100,9 @@ class Site:
     """Whether the values are never negative."""
     same_scale_as: str | None = None
     """Name of an earlier site with which this one shares its scale."""
+    limits: tuple[float, float] | None = None
+    """The least and the most that a Clip in front lets through. An integer kernel computes the
+    Clip in the same pass if no code lies beyond them."""
     bias_of: tuple[str, str] | None = None
     """For a bias that is added to integer products: the names of the sites of the activation
     and of the weight, whose scales multiply to its own."""
@@ -107,6 +112,22 @@ class Site:
         if self.bias_of is not None:
             return _BIAS if computed_in_integers(fmt) else FORMATS["float32"]
         return unsigned_variant(fmt) if self.unsigned else fmt
+
+    def within_limits(
+        self, fmt: Format, scales: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """The scales, made so small that no code lies beyond the limits.
+
+        They stay as they are where that would cut off more than a hundredth on one side.
+        """
+        if self.limits is None or not isinstance(fmt, IntFormat):
+            return scales
+        ends = zip(self.limits, (fmt.min, fmt.max), strict=True)
+        fitting = [limit / code for limit, code in ends if code != 0]
+        if max(fitting) > _CUT_OFF * min(fitting):
+            return scales
+        # The product of scale and code is rounded, and has to stay within as well.
+        return np.minimum(scales, np.float32(min(fitting) * (1 - 2**-20)))
 
     @property
     def broadcast_shape(self) -> tuple[int, ...]:
@@ -209,7 +230,7 @@ class SearchSpace:
             if is_passthrough(fmt):
                 found[site.name] = np.ones(site.channels, np.float32)
             elif site.bias_of is None:
-                found[site.name] = scales[site.name, fmt.name]
+                found[site.name] = site.within_limits(fmt, scales[site.name, fmt.name])
             else:
                 activation, weight = (found[name] for name in site.bias_of)
                 product = np.broadcast_to(activation * weight, site.channels)
