@@ -20,6 +20,8 @@ Nodes: TypeAlias = Mapping[str, ir.Node]
 
 # What integer kernels compute in the same pass as the operator in front of it.
 _ACTIVATIONS: Final = frozenset({"Relu", "Clip"})
+# Products whose integer kernels write integers only, also where the graph ends.
+_WRITING_INTEGERS: Final = frozenset({"Conv"})
 # Products whose integer kernels write floats as readily as integers: who reads them decides.
 _WRITING_FLOATS: Final = frozenset({"Gemm", "MatMul"})
 # Operators between layers that run on integers if all that they read and write are integers.
@@ -161,6 +163,8 @@ class _Tensors:
     """The layers that read a tensor."""
     makers: dict[ir.Value, str] = field(default_factory=dict)
     """The layer that writes it."""
+    integers: set[ir.Value] = field(default_factory=set)
+    """What kernels write that write integers only."""
     operands: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
     """What an operator between layers computes it from."""
     same_scale: list[tuple[ir.Value, ...]] = field(default_factory=list)
@@ -169,11 +173,17 @@ class _Tensors:
     """Between what a Clip keeps a tensor."""
 
     def has_site(self, value: ir.Value | None) -> bool:
-        """Whether a tensor may be quantized. Outputs of the graph stay float."""
-        if value is None or not value.uses():
+        """Whether a tensor may be quantized.
+
+        An output of the graph may be if a layer reads it, or if the integer kernel that writes
+        it can write nothing else.
+        """
+        if value is None:
             return False
         if value.is_graph_output():
-            return value in self.readers
+            return value in self.readers or value in self.integers
+        if not value.uses():
+            return False
         return value in self.readers or value in self.makers or value in self.operands
 
 
@@ -189,8 +199,11 @@ def _tensor_sites(
     for layer in layers:
         for _, value in _activations(nodes[layer.name]):
             found.readers.setdefault(value, []).append(layer.name)
+        made = _after_activation(nodes[layer.name].outputs[0])
         if layer.op_type not in _WRITING_FLOATS:
-            found.makers[_after_activation(nodes[layer.name].outputs[0])] = layer.name
+            found.makers[made] = layer.name
+        if layer.op_type in _WRITING_INTEGERS:
+            found.integers.add(made)
     for node in model.graph:
         if not node.domain and node.name not in nodes:
             _look_between(node, found, target)
@@ -272,6 +285,7 @@ def _tensor_site(value: ir.Value, found: _Tensors) -> Site:
         consumers=tuple((str(node.name), index) for node, index in value.uses()),
         is_weight=False,
         operands=tuple(f"{operand.name}@all" for operand in found.operands.get(value, ())),
+        feeds_output=value.is_graph_output() and value in found.integers,
         limits=found.limits.get(value),
     )
 

@@ -100,6 +100,8 @@ class Site:
     """Whether the values are never negative."""
     same_scale_as: str | None = None
     """Name of an earlier site with which this one shares its scale."""
+    feeds_output: bool = False
+    """Whether the graph output that the tensor is becomes the quantized tensor."""
     limits: tuple[float, float] | None = None
     """The least and the most that a Clip in front lets through. An integer kernel computes the
     Clip in the same pass if no code lies beyond them."""

@@ -202,7 +202,7 @@ def test_raw_pixels_are_unsigned_and_so_is_what_shares_their_scale() -> None:
         prepared = prepare(plain, data, TARGETS["ort-cpu"], formats)
         prepared, scales, _ = calibrate(prepared, data, seed=0)
         signs = {s.tensor: s.unsigned for s in prepared.space.sites if not s.is_weight}
-        assert signs == dict.fromkeys(("x", "s", "f"), unsigned)
+        assert signs == {**dict.fromkeys(("x", "s", "f"), unsigned), "z": False}
         # Every site finds the scale that it asks for.
         prepared.space.values(prepared.space.uniform(FORMATS["int8"]), scales)
 
@@ -500,7 +500,7 @@ def test_a_sum_with_a_constant_is_computed_in_float() -> None:
 def test_what_a_concatenation_joins_shares_its_scale_where_the_target_says_so() -> None:
     space = form("concatenations", "ort-cpu")
     shared = {s.tensor: s.same_scale_as for s in space.sites if not s.is_weight}
-    assert shared == {"x": None, "a": None, "s": None, "u": None}
+    assert shared == dict.fromkeys(("x", "a", "s", "u", "y"))
     joined = found(
         model(
             """g (float[N,2,4,4] x) => (float[N,2,4,4] y) {
@@ -517,7 +517,7 @@ def test_what_a_concatenation_joins_shares_its_scale_where_the_target_says_so() 
     sites = {s.tensor: s for s in joined.sites if not s.is_weight}
     # On a scale for signed numbers, no kernel would compute the Relu of r.
     assert {t: s.same_scale_as for t, s in sites.items()} == {
-        **dict.fromkeys(("x", "r", "b")),
+        **dict.fromkeys(("x", "r", "b", "y")),
         **dict.fromkeys(("t", "u"), "x@all"),
     }
     assert {t for t, s in sites.items() if s.unsigned} == {"r"}
@@ -598,12 +598,24 @@ def test_rearrangements_stay_on_the_grid_of_their_source() -> None:
     }
 
 
-def test_graph_outputs_unread_parts_and_indices_have_no_site() -> None:
+def test_of_the_graph_outputs_those_of_integer_kernels_that_write_no_floats_are_sites() -> (
+    None
+):
     for name in LAYERED:
-        space = case(name, "ort-cpu")
-        outputs = {value.name for value in LAYERED[name].build().graph.outputs}
-        assert not outputs & {site.tensor for site in space.sites}
-        assert all(site.consumers for site in space.sites)
+        plain = canonicalise(LAYERED[name].build())
+        space = found(plain, "ort-cpu")
+        convolved = {
+            str(value.name)
+            for value in plain.graph.outputs
+            if (node := value.producer()) is not None and node.op_type == "Conv"
+        }
+        outputs = {value.name for value in plain.graph.outputs}
+        assert outputs & {site.tensor for site in space.sites} == convolved
+        assert {site.tensor for site in space.sites if site.feeds_output} == convolved
+        assert all(site.consumers or site.feeds_output for site in space.sites)
+
+
+def test_unread_parts_and_indices_have_no_site() -> None:
     assert "q" not in activations("split_with_an_unread_part")
     assert "i" not in activations("maxpool_with_indices")
 
