@@ -25,7 +25,9 @@ _WRITING_INTEGERS: Final = frozenset({"Conv"})
 # Products whose integer kernels write floats as readily as integers: who reads them decides.
 _WRITING_FLOATS: Final = frozenset({"Gemm", "MatMul"})
 # Operators between layers that run on integers if all that they read and write are integers.
-_BETWEEN: Final = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"})
+_BETWEEN: Final = frozenset(
+    {"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid"}
+)
 
 
 def place_sites(
