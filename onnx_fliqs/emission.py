@@ -15,6 +15,7 @@ from onnx_fliqs.passes.dequantize_after_gather import DequantizeAfterGatherPass
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
 from onnx_fliqs.passes.lower_opset import LowerOpsetPass
 from onnx_fliqs.passes.lower_sites import LowerSitesPass
+from onnx_fliqs.passes.pad_codes import PadCodesPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session, run_session
 from onnx_fliqs.sites import FormatMap, ScaleTable, SearchSpace
@@ -127,8 +128,11 @@ def emit_graph(
         InsertSearchSitesPass(space),
         LowerSitesPass(space, chosen, scales, target),
         DequantizeAfterGatherPass(),
+        PadCodesPass(),
         RemoveUnusedPass(),
         LowerOpsetPass(),
+        # One zero point for all, and one scale for tensors that share it.
+        common.DeduplicateInitializersPass(),
         common.ClearMetadataAndDocStringPass(),
     ):
         step(model)

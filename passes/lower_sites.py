@@ -120,8 +120,7 @@ class LowerSitesPass(ir.passes.InPlacePass):
                 made[key] = self._activation(build, tensor, scale, fmt, container)
             else:
                 made[key] = _arithmetic(build, node, scale, fmt)
-        node.outputs[0].replace_all_uses_with(made[key])
-        graph.remove(node, safe=True)
+        _replace(graph, node, made[key])
 
     def _activation(
         self,
@@ -151,6 +150,16 @@ class LowerSitesPass(ir.passes.InPlacePass):
             attributes["output_dtype"] = int(dtype)
         codes = build("QuantizeLinear", [tensor, *operands], attributes)
         return build("DequantizeLinear", [codes, *operands])
+
+
+def _replace(graph: ir.Graph, node: ir.Node, made: ir.Value) -> None:
+    """Let all that reads a site, an output of the graph included, read another value."""
+    quantized = node.outputs[0]
+    is_output, name = quantized.is_graph_output(), quantized.name
+    quantized.replace_all_uses_with(made, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    if is_output:
+        made.name, made.shape, made.type = name, quantized.shape, quantized.type
 
 
 class _Builder:

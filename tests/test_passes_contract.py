@@ -33,6 +33,7 @@ from onnx_fliqs.passes.lower_contrib_operators import LowerContribOperatorsPass
 from onnx_fliqs.passes.lower_einsum import LowerEinsumPass
 from onnx_fliqs.passes.lower_for_gradient import LowerForGradientPass
 from onnx_fliqs.passes.name_everything import NameEverythingPass
+from onnx_fliqs.passes.pad_codes import PadCodesPass
 from onnx_fliqs.passes.prefer_integer_operators import PreferIntegerOperatorsPass
 from onnx_fliqs.passes.remove_dropout import RemoveDropoutPass
 from onnx_fliqs.passes.remove_identities import RemoveIdentitiesPass
@@ -66,6 +67,7 @@ PASSES = (
     LowerContribOperatorsPass(),
     LowerEinsumPass(),
     LowerForGradientPass(["x", "w", "w1"]),
+    PadCodesPass(),
     PreferIntegerOperatorsPass(),
     SimplifyGemmPass(),
 )
