@@ -232,26 +232,11 @@ def activation_scales(
             key = (tensors, fmt.name)
             if key not in known:
                 values = np.concatenate([samples[tensor] for tensor in tensors])
-                scale = least_squares_scales(values[None, :], fmt)
-                known[key] = _within(values, scale, fmt)
+                known[key] = least_squares_scales(values[None, :], fmt)
                 if space.power_of_two_scales:
-                    known[key] = power_of_two_scales(values[None, :], scale, fmt)
+                    known[key] = power_of_two_scales(values[None, :], known[key], fmt)
             table[site.name, fmt.name] = known[key]
     return table
-
-
-def _within(values: Array, scale: Array, fmt: Format) -> Array:
-    """The scale, or the one at which the grid ends with the values.
-
-    Least squares can end a grid of integers a little behind the largest value. If that is the
-    bound of a Clip, ONNX Runtime then no longer sees that the Clip does nothing, and computes
-    the layer in front of it in float.
-    """
-    if not isinstance(fmt, IntFormat):
-        return scale
-    ends = _largest(values[None, :], fmt) / fmt.max
-    result: Array = np.minimum(scale, np.maximum(ends, _SMALLEST_SCALE).astype(np.float32))
-    return result
 
 
 def negative_shares(space: SearchSpace, samples: Mapping[str, Array]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSit
 from onnx_fliqs.passes.lower_opset import LowerOpsetPass
 from onnx_fliqs.passes.lower_sites import LowerSitesPass
 from onnx_fliqs.passes.lower_sites_to_qonnx import LowerSitesToQonnxPass
+from onnx_fliqs.passes.pad_codes import PadCodesPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 from onnx_fliqs.passes.spell_out_windows import SpellOutWindowsPass
 from onnx_fliqs.precision import PrecisionMap
@@ -146,6 +147,7 @@ def emit_graph(
         lowering = (
             LowerSitesPass(space, chosen, scales, target),
             DequantizeAfterGatherPass(),
+            PadCodesPass(),
         )
         oldest = _QDQ_OPSET
     for step in (
@@ -153,6 +155,8 @@ def emit_graph(
         *lowering,
         RemoveUnusedPass(),
         LowerOpsetPass(oldest=oldest),
+        # One zero point for all, and one scale for tensors that share it.
+        common.DeduplicateInitializersPass(),
         common.ClearMetadataAndDocStringPass(),
     ):
         step(model)

@@ -1,5 +1,6 @@
 """Decides which tensors get a site: weights, activations and biases of the layers."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
@@ -10,7 +11,7 @@ from onnx_fliqs.layer_operators import channel_axis, constant, operands, weights
 from onnx_fliqs.legality import group_axis
 from onnx_fliqs.partition import united
 from onnx_fliqs.precision import Precision
-from onnx_fliqs.signs import REARRANGING, padding
+from onnx_fliqs.signs import REARRANGING, never_negative, padding
 from onnx_fliqs.sites import Layer, Site
 from onnx_fliqs.targets import Bias, Placement, Target
 
@@ -237,21 +238,33 @@ def _quantized_bias_sites(layers: Sequence[Layer], nodes: Nodes) -> list[Site]:
 class _Tensors:
     """What integer kernels read and write."""
 
+    unsigned: frozenset[ir.Value] = frozenset()
+    """What is never negative."""
     readers: dict[ir.Value, list[str]] = field(default_factory=dict)
     """The layers that read a tensor."""
     makers: dict[ir.Value, str] = field(default_factory=dict)
     """The layer that writes it."""
+    integers: set[ir.Value] = field(default_factory=set)
+    """What kernels write that write integers only."""
     operands: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
     """What an operator between layers computes it from."""
     same_scale: list[tuple[ir.Value, ...]] = field(default_factory=list)
     """Tensors that share a scale."""
+    limits: dict[ir.Value, tuple[float, float]] = field(default_factory=dict)
+    """Between what a Clip keeps a tensor."""
 
     def has_site(self, value: ir.Value | None) -> bool:
-        """Whether a tensor may be quantized. Outputs of the graph stay float."""
-        if value is None or not value.uses():
+        """Whether a tensor may be quantized.
+
+        An output of the graph may be if a layer reads it, or if the integer kernel that writes
+        it can write nothing else.
+        """
+        if value is None:
             return False
         if value.is_graph_output():
-            return value in self.readers
+            return value in self.readers or value in self.integers
+        if not value.uses():
+            return False
         return value in self.readers or value in self.makers or value in self.operands
 
 
@@ -263,16 +276,23 @@ def _tensor_sites(
     Inputs and outputs of layers; outputs of the operators between them that read nothing else;
     and rearrangements of quantized tensors, on the same scale.
     """
-    found = _Tensors()
+    found = _Tensors(unsigned=frozenset(never_negative(model)))
     for layer in layers:
         for _, value in _activations(nodes[layer.name]):
             found.readers.setdefault(value, []).append(layer.name)
-        found.makers[_after_activation(nodes[layer.name].outputs[0])] = layer.name
+        made = _after_activation(nodes[layer.name].outputs[0])
+        if layer.op_type not in target.float_output_ops:
+            found.makers[made] = layer.name
+        if layer.op_type in target.integer_output_ops:
+            found.integers.add(made)
     for node in model.graph:
         if not node.domain and node.name not in nodes:
             _look_between(node, found, target)
     order = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     quantized = [value for value in order if found.has_site(value)]
+    # Powers of two meet limits only by chance.
+    for value in () if target.power_of_two_scales else quantized:
+        _note_limits(value, found)
     return _with_shared_scales([_tensor_site(value, found) for value in quantized], found)
 
 
@@ -282,7 +302,10 @@ def _look_between(node: ir.Node, found: _Tensors, target: Target) -> None:
     if node.op_type in target.between_ops and all(found.has_site(value) for value in inputs):
         made = _after_activation(node.outputs[0])
         found.operands[made] = inputs
-        if node.op_type in target.shared_scale_ops and made is node.outputs[0]:
+        # On one scale for signed numbers, kernels could not compute the Relu of those without.
+        signs = {value in found.unsigned for value in inputs}
+        shares = node.op_type in target.shared_scale_ops and len(signs) == 1
+        if shares and made is node.outputs[0]:
             found.same_scale.append((*inputs, made))
     elif _keeps_grid(node) and found.has_site(node.inputs[0]):
         # The second output of MaxPool is indices.
@@ -301,6 +324,33 @@ def _after_activation(value: ir.Value) -> ir.Value:
     return value
 
 
+def _note_limits(value: ir.Value, found: _Tensors) -> None:
+    """Note the limits of a tensor whose numbers all went through a Clip."""
+    node = value.producer()
+    if node is None or node.domain:
+        return
+    if node.op_type == "Clip" and len(node.inputs) > 2:
+        ends = [constant(end) for end in node.inputs[1:3]]
+        low, high = (math.inf if end is None else float(end.numpy()) for end in ends)
+        if low <= 0 < high < math.inf:
+            found.limits[value] = low, high
+    elif node.op_type == "Concat" or _keeps_grid(node):
+        limits = _hull(
+            [found.limits.get(operand) for operand in found.operands.get(value, ())]
+        )
+        if limits is not None:
+            found.limits[value] = limits
+
+
+def _hull(limits: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+    """Between what several tensors lie; None where one of them, or all, have no limits."""
+    known = [pair for pair in limits if pair is not None]
+    if not known or len(known) < len(limits):
+        return None
+    lows, highs = zip(*known, strict=True)
+    return min(lows), max(highs)
+
+
 def _keeps_grid(node: ir.Node) -> bool:
     """Whether the output holds only numbers of the first input, and zeros."""
     if node.op_type == "Pad":
@@ -317,6 +367,8 @@ def _tensor_site(value: ir.Value, found: _Tensors) -> Site:
         consumers=tuple((str(node.name), index) for node, index in value.uses()),
         is_weight=False,
         operands=tuple(f"{operand.name}@all" for operand in found.operands.get(value, ())),
+        feeds_output=value.is_graph_output() and value in found.integers,
+        limits=found.limits.get(value),
     )
 
 
@@ -328,5 +380,13 @@ def _with_shared_scales(sites: Sequence[Site], found: _Tensors) -> list[Site]:
         for values in found.same_scale
         if all(value.name in names for value in values)
     ]
-    first = {name: part[0] for part in united(names.values(), groups) for name in part[1:]}
-    return [replace(site, same_scale_as=first.get(site.name)) for site in sites]
+    own = {site.name: site.limits for site in sites}
+    first: dict[str, str] = {}
+    limits: dict[str, tuple[float, float] | None] = {}
+    for part in united(names.values(), groups):
+        first |= dict.fromkeys(part[1:], part[0])
+        limits |= dict.fromkeys(part, _hull([own[name] for name in part]))
+    return [
+        replace(site, same_scale_as=first.get(site.name), limits=limits[site.name])
+        for site in sites
+    ]

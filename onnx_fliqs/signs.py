@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnx_fliqs.sites import SearchSpace, Site
 
-__all__ = ["REARRANGING", "mark_unsigned", "padding"]
+__all__ = ["REARRANGING", "mark_unsigned", "never_negative", "padding"]
 
 REARRANGING: Final = frozenset(
     {"Flatten", "Gather", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
@@ -36,7 +36,7 @@ def mark_unsigned(
         The space, in which exactly those activations are unsigned that cannot be negative, and
         of those that share a scale, all or none.
     """
-    names = {value.name for value in _never_negative(model, inputs)}
+    names = {value.name for value in never_negative(model, inputs)}
 
     def root(site: Site) -> str:
         return site.same_scale_as or site.name
@@ -50,8 +50,13 @@ def mark_unsigned(
     return replace(space, sites=tuple(sites))
 
 
-def _never_negative(model: ir.Model, inputs: Collection[str]) -> set[ir.Value]:
-    """The computed values and inputs that the graph guarantees to have no negative element."""
+def never_negative(model: ir.Model, inputs: Collection[str] = ()) -> set[ir.Value]:
+    """The computed values and inputs that the graph guarantees to have no negative element.
+
+    Args:
+        model: The canonical model.
+        inputs: Names of graph inputs that are never negative.
+    """
     known = {value for value in model.graph.inputs if value.name in inputs}
     for node in model.graph:
         if not node.domain and _makes_no_negative(node, known):

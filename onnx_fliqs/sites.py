@@ -43,6 +43,8 @@ ScaleTable: TypeAlias = Mapping[tuple[str, str], npt.NDArray[np.float32]]
 thresholds."""
 
 _BIAS: Final = IntFormat(bits=32)
+_CUT_OFF: Final = 1.01
+"""How far apart the scales may be that fit the two limits of a Clip."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,11 @@ class Site:
     range is symmetric."""
     same_scale_as: str | None = None
     """Name of an earlier site with which this one shares its scale."""
+    feeds_output: bool = False
+    """Whether the graph output that the tensor is becomes the quantized tensor."""
+    limits: tuple[float, float] | None = None
+    """The least and the most that a Clip in front lets through. An integer kernel computes the
+    Clip in the same pass if no code lies beyond them."""
     bias_of: tuple[str, str] | None = None
     """For a bias that is added to integer products: the names of the sites of the activation
     and of the weight, whose scales multiply to its own."""
@@ -126,6 +133,22 @@ class Site:
             assert self.group_axis is not None and self.group is not None  # noqa: PT018
             shape[self.group_axis] = self.groups * self.group // fmt.group
         return tuple(shape)
+
+    def within_limits(
+        self, fmt: Format, scales: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """The scales, made so small that no code lies beyond the limits.
+
+        They stay as they are where that would cut off more than a hundredth on one side.
+        """
+        if self.limits is None or not isinstance(fmt, IntFormat):
+            return scales
+        ends = zip(self.limits, (fmt.min, fmt.max), strict=True)
+        fitting = [limit / code for limit, code in ends if code != 0]
+        if max(fitting) > _CUT_OFF * min(fitting):
+            return scales
+        # The product of scale and code is rounded, and has to stay within as well.
+        return np.minimum(scales, np.float32(min(fitting) * (1 - 2**-20)))
 
     @property
     def broadcast_shape(self) -> tuple[int, ...]:
@@ -294,7 +317,7 @@ class SearchSpace:
             if is_passthrough(fmt):
                 found[site.name] = np.ones(site.channels, np.float32)
             elif site.bias_of is None:
-                found[site.name] = scales[site.name, fmt.name]
+                found[site.name] = site.within_limits(fmt, scales[site.name, fmt.name])
             else:
                 activation, weight = (found[name] for name in site.bias_of)
                 product = np.broadcast_to(activation * weight, site.channels)

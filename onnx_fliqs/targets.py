@@ -101,6 +101,12 @@ class Target:
     between_ops: tuple[str, ...] = ()
     """With ``Placement.TENSORS``: operators between layers that run on integers if all that
     they read and write are integers."""
+    float_output_ops: tuple[str, ...] = ()
+    """With ``Placement.TENSORS``: layers whose integer kernels write floats as readily as
+    integers, so that who reads them decides."""
+    integer_output_ops: tuple[str, ...] = ()
+    """With ``Placement.TENSORS``: layers whose integer kernels write integers only, so that
+    their output is quantized where the graph ends as well."""
     shared_scale_ops: tuple[str, ...] = ()
     """Operators whose inputs and output share one scale, besides those that only rearrange."""
     fixed_ranges: tuple[FixedRange, ...] = ()
@@ -205,7 +211,9 @@ _ORT_CPU: Final = Target(
     default_space="int8,float32",
     default_bits=8.0,
     placement=Placement.TENSORS,
-    between_ops=("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"),
+    between_ops=("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid"),
+    float_output_ops=("Gemm", "MatMul"),
+    integer_output_ops=("Conv",),
     shared_scale_ops=("Concat",),
     # ONNX Runtime turns int8 activations into uint8 itself; 1.31.1 then cannot load some of
     # those graphs.

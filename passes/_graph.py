@@ -19,6 +19,7 @@ __all__ = [
     "only_reader",
     "replace_node",
     "require_opset",
+    "take_over_output",
     "used_names",
     "weight_bytes",
 ]
@@ -151,6 +152,18 @@ def replace_node(
         maker.name = node.name
     graph.insert_before(node, formula.nodes)
     ir.convenience.replace_nodes_and_values(graph, node, [node], [], old, new)
+
+
+def take_over_output(node: ir.Node, operand: ir.Value) -> None:
+    """Let what a node reads be what it computed, under the same name; the node goes."""
+    result = node.outputs[0]
+    assert node.graph is not None
+    name, result.name = result.name, f"{result.name}_folded"
+    ir.convenience.replace_all_uses_with(result, operand, replace_graph_outputs=True)
+    node.graph.remove(node, safe=True)
+    operand.name = name
+    operand.shape = result.shape if result.shape is not None else operand.shape
+    operand.type = result.type if result.type is not None else operand.type
 
 
 def weight_bytes(model: ir.Model) -> int:

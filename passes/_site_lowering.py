@@ -94,7 +94,7 @@ def lower_every_site(
             made[key] = tensor
         elif key not in made:
             made[key] = lower(SiteBuilder(model.graph, node, site, tensor), fmt, scale)
-        last.outputs[0].replace_all_uses_with(made[key])
+        _replace(last.outputs[0], made[key])
         model.graph.remove(dict.fromkeys((last, node)), safe=True)
     for name in (ANY_SITE, INTEGER_SITE):
         model.functions.pop((DOMAIN, name, ""), None)
@@ -111,6 +111,14 @@ def _ends(node: ir.Node, site: Site) -> tuple[ir.Value, ir.Node]:
         tensor, last = cut.inputs[0], next(iter(node.outputs[0].uses())).node
     assert tensor is not None  # a site always has its tensor
     return tensor, last
+
+
+def _replace(quantized: ir.Value, made: ir.Value) -> None:
+    """Let all that reads a site, an output of the graph included, read another value."""
+    is_output, name = quantized.is_graph_output(), quantized.name
+    quantized.replace_all_uses_with(made, replace_graph_outputs=True)
+    if is_output:
+        made.name, made.shape, made.type = name, quantized.shape, quantized.type
 
 
 def require_no_site(model: ir.Model) -> None:

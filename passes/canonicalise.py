@@ -23,6 +23,7 @@ from onnx_fliqs.passes.fold_known_sizes import FoldKnownSizesPass
 from onnx_fliqs.passes.fold_leading_batch_normalization import (
     FoldLeadingBatchNormalizationPass,
 )
+from onnx_fliqs.passes.fold_scaling import FoldScalingPass
 from onnx_fliqs.passes.fold_splits import FoldSplitsPass
 from onnx_fliqs.passes.hoist_initializers import HoistInitializersPass
 from onnx_fliqs.passes.inline_operator_definitions import InlineOperatorDefinitionsPass
@@ -30,6 +31,7 @@ from onnx_fliqs.passes.lower_batch_normalization import LowerBatchNormalizationP
 from onnx_fliqs.passes.lower_contrib_operators import LowerContribOperatorsPass
 from onnx_fliqs.passes.lower_einsum import LowerEinsumPass
 from onnx_fliqs.passes.name_everything import NameEverythingPass
+from onnx_fliqs.passes.prefer_integer_operators import PreferIntegerOperatorsPass
 from onnx_fliqs.passes.refuse_unsupported import (
     refuse_bad_numbers,
     refuse_quantized,
@@ -110,6 +112,8 @@ def canonicalise(model: ir.Model, *, remove_quantization: bool = False) -> ir.Mo
             FoldBatchNormalizationPass(),
             FoldLeadingBatchNormalizationPass(),
             LowerBatchNormalizationPass(),
+            FoldScalingPass(),
+            PreferIntegerOperatorsPass(),
         )
         refuse_bad_numbers(model)
         _clean_up(model, declared)

@@ -10,7 +10,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.passes._batch_normalization import affine_of, is_batch_normalization
-from onnx_fliqs.passes._graph import constant_of, only_reader, require_opset, used_names
+from onnx_fliqs.passes._graph import (
+    constant_of,
+    only_reader,
+    require_opset,
+    take_over_output,
+    used_names,
+)
 from onnx_fliqs.passes._linear import (
     LinearLayer,
     constant_addend,
@@ -81,7 +87,8 @@ def _fold(node: ir.Node, taken: set[str]) -> bool:
     for add, index, array in found.addends:
         set_addend(add, index, array, suffix, taken)
     layer.write(weight, suffix, taken, factor=factor, shift=layer.as_bias(offset))
-    _take_over_output(node)
+    assert node.inputs[0] is not None
+    take_over_output(node, node.inputs[0])
     logger.debug("folded %s into %s", node.name, name)
     return True
 
@@ -139,16 +146,3 @@ def _trimmed(array: _Array, rank: int) -> _Array:
     while array.ndim > rank and array.shape[0] == 1:
         array = array[0]
     return array
-
-
-def _take_over_output(node: ir.Node) -> None:
-    """Let what the normalization reads be what it computed, under the same name."""
-    old, result = node.inputs[0], node.outputs[0]
-    assert old is not None
-    assert node.graph is not None
-    name, result.name = result.name, f"{result.name}_folded"
-    ir.convenience.replace_all_uses_with(result, old, replace_graph_outputs=True)
-    node.graph.remove(node, safe=True)
-    old.name = name
-    old.shape = result.shape if result.shape is not None else old.shape
-    old.type = result.type if result.type is not None else old.type

@@ -41,7 +41,8 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
     which at first mean float32: the outputs do not change until others are fed.
 
     Requires: the nodes and values that the sites name; unique node names.
-    Ensures: every consumer that a site names reads the site; signature and outputs unchanged.
+    Ensures: every consumer that a site names, and the output that it feeds, reads the site;
+        signature and outputs unchanged.
     Idempotent: an operand already behind its site is left alone.
     """
 
@@ -76,7 +77,11 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
                 graph, site, values[site.tensor], index, codes, scale_values
             )
             users = [by_name[name] for name, _ in site.consumers]
-            graph.insert_before(min((top for _, top in users), key=order.__getitem__), nodes)
+            if site.feeds_output:
+                _insert_at_output(graph, values[site.tensor], nodes)
+            else:
+                first = min((top for _, top in users), key=order.__getitem__)
+                graph.insert_before(first, nodes)
             for (user, _), (_, position) in zip(users, site.consumers, strict=True):
                 user.replace_input_with(position, nodes[-1].outputs[0])
         function = site_function(self._function)
@@ -171,6 +176,17 @@ def _reshape(graph: ir.Graph, value: ir.Value, sizes: Sequence[int], name: str) 
     node = ir.node("Reshape", [value, shape], name=name)
     node.outputs[0].name = name
     return node
+
+
+def _insert_at_output(graph: ir.Graph, tensor: ir.Value, nodes: Sequence[ir.Node]) -> None:
+    """Put a site behind the node that writes an output of the graph, and give it its name."""
+    producer, quantized = tensor.producer(), nodes[-1].outputs[0]
+    assert producer is not None
+    graph.insert_after(producer, nodes)
+    name = tensor.name
+    tensor.name = f"{name}.unquantized"
+    quantized.name = name
+    graph.outputs[:] = [quantized if value is tensor else value for value in graph.outputs]
 
 
 def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:

@@ -551,7 +551,7 @@ CASES: dict[str, Case] = {
             d = Add (c, wb)
             y = BatchNormalization (d, s, b, m, var) }""",
         weights={"w": (4, 3, 3, 3), "wb": (4, 1, 1), **_BN},
-        ops=["Conv", "Add"],
+        ops=["Conv"],
     ),
     "gemm_reshape_bn": Case(
         text="""g (float[N,3] x) => (float[N,4,2,2] y) <int64[4] shape = {-1, 4, 2, 2}> {
@@ -838,7 +838,7 @@ CASES: dict[str, Case] = {
                     m = MatMul (x, v)
                     q = Mul (m, o)
                     d = Neg (f) }> }""",
-        ops=["If", "MatMul", "Identity", "MatMul", "Mul", "Identity"],
+        ops=["If", "MatMul", "Identity", "MatMul", "Identity"],
     ),
     "weight_in_a_loop": Case(
         text="""g (float[2] x, int64 n, bool c) => (float[2] y) {
@@ -870,6 +870,47 @@ CASES: dict[str, Case] = {
         weights={"s": (4, 3), "b": (4, 3), "m": (4, 3), "var": (4, 3)},
         opset=7,
         ops=["Sub", "Div", "Mul", "Add"],
+    ),
+    "scaled_layers": Case(
+        text="""g (float[N,2,4,4] x, float[M,3] z) => (float[N,4,4,4] y, float[M,2] v) {
+            c = Conv (x, w1)
+            m = Mul (f, c)
+            y = Add (m, o)
+            g1 = Gemm (z, w2, b2)
+            d = Div (g1, f2)
+            s = Sub (d, o2)
+            p = MatMul (s, w3)
+            v = Mul (p, half) }""",
+        weights={
+            "w1": (4, 2, 1, 1),
+            "f": (4, 1, 1),
+            "o": (1, 4, 1, 1),
+            "w2": (3, 4),
+            "b2": (4,),
+            "f2": (4,),
+            "o2": (1, 4),
+            "w3": (4, 2),
+            "half": (),
+        },
+        ops=["Conv", "Gemm", "MatMul"],
+    ),
+    "scaling_that_stays": Case(
+        text="""g (float[N,1,4,4] x, float[M,3] z) => (float[N,4,4,4] y, float[K,M,2] v) {
+            c = Conv (x, w1)
+            y = Mul (c, f)
+            p = MatMul (z, w2)
+            q = Add (p, o)
+            v = Mul (q, o3) }""",
+        weights={"w1": (1, 1, 1, 1), "f": (4, 1, 1), "w2": (3, 2), "o": (2,), "o3": (2, 1, 2)},
+        ops=["Conv", "Mul", "MatMul", "Add", "Mul"],
+    ),
+    "sums_and_means": Case(
+        text="""g (float[N,2,4,4] x, float[N,2,4,4] z) => (float[N,2] y, float[N,2,1,1] v) {
+            s = Sum (x, z, x)
+            y = ReduceMean <keepdims = 0> (s, last)
+            v = ReduceMean (x, both) }""",
+        constants={"last": [-1, 2], "both": [2, 3]},
+        ops=["Add", "Add", "GlobalAveragePool", "Flatten", "GlobalAveragePool"],
     ),
 }
 

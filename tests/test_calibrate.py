@@ -258,7 +258,7 @@ def test_sites_of_one_tensor_have_one_scale_and_rearrangements_that_of_their_sou
 def test_a_shared_scale_suits_the_values_of_all_that_share_it() -> None:
     integer = calibrated_case("rearranged_input", "ort-cpu")
     parts = {"x": f32([-1, 0.5]), "s": f32([2, -3, 0.1]), "f": f32([0.25])}
-    found = activation_scales(integer.space, parts)
+    found = activation_scales(integer.space, {**parts, "z": f32([9])})
     together = np.concatenate(list(parts.values()))[None, :]
     best = least_squares_scales(together, FORMATS["int8"])
     for site in ("x@all", "s@all", "f@all"):

@@ -207,7 +207,7 @@ def test_raw_pixels_are_unsigned_and_so_is_what_shares_their_scale() -> None:
         prepared = prepare(plain, data, TARGETS["ort-cpu"], formats)
         prepared, scales, _ = calibrate(prepared, TARGETS["ort-cpu"], data, seed=0)
         signs = {s.tensor: s.negative == 0 for s in prepared.space.sites if not s.is_weight}
-        assert signs == dict.fromkeys(("x", "s", "f"), unsigned)
+        assert signs == {**dict.fromkeys(("x", "s", "f"), unsigned), "z": False}
         # Every site finds the scale that it asks for.
         prepared.space.values(prepared.space.uniform(PRECISIONS["int8"]), scales)
 
@@ -505,7 +505,7 @@ def test_a_sum_with_a_constant_is_computed_in_float() -> None:
 def test_what_a_concatenation_joins_shares_its_scale_where_the_target_says_so() -> None:
     space = form("concatenations", "ort-cpu")
     shared = {s.tensor: s.same_scale_as for s in space.sites if not s.is_weight}
-    assert shared == {"x": None, "a": None, "s": None, "u": None}
+    assert shared == dict.fromkeys(("x", "a", "s", "u", "y"))
     joined = found(
         model(
             """g (float[N,2,4,4] x) => (float[N,2,4,4] y) {
@@ -520,12 +520,73 @@ def test_what_a_concatenation_joins_shares_its_scale_where_the_target_says_so() 
         "ort-cpu",
     )
     sites = {s.tensor: s for s in joined.sites if not s.is_weight}
+    # On a scale for signed numbers, no kernel would compute the Relu of r.
     assert {t: s.same_scale_as for t, s in sites.items()} == {
-        "x": None,
-        **dict.fromkeys(("r", "b", "t", "u"), "x@all"),
+        **dict.fromkeys(("x", "r", "b", "y")),
+        **dict.fromkeys(("t", "u"), "x@all"),
     }
-    # One of them may be negative, so the scale is for signed numbers.
-    assert not any(s.negative == 0 for s in sites.values())
+    assert {t for t, s in sites.items() if s.negative == 0} == {"r"}
+
+
+def test_products_that_write_floats_are_quantized_for_who_reads_them() -> None:
+    space = found(
+        model(
+            """g (float[N,4] x) => (float[N,4] y) {
+                [m1] a = MatMul (x, w)
+                b = Add (a, c)
+                r = Relu (b)
+                [m2] d = MatMul (r, w)
+                s = Relu (d)
+                [m3] e = MatMul (s, w)
+                y = Softmax (e) }""",
+            weights={"w": (4, 4), "c": (4,)},
+        ),
+        "ort-cpu",
+    )
+    sites = {s.tensor: s for s in space.sites if not s.is_weight}
+    assert {t: s.layers for t, s in sites.items()} == {
+        "x": ("m1",),
+        "r": ("m2",),
+        "s": ("m3",),
+    }
+
+
+CLIPS = "<float zero = {0.0}, float one = {1.0}, float six = {6.0}, float minus = {-1.0}>"
+
+
+@pytest.mark.parametrize(
+    ("inside", "limits"),
+    [
+        ("b = Clip (a, zero, six)", {"b": (0.0, 6.0)}),
+        ("b = Clip (a, minus, six)", {"b": (-1.0, 6.0)}),
+        ("b = Clip (a, six)", {"b": None}),
+        ("b = Clip (a, zero, six) c = MaxPool <kernel_shape = [1, 1]> (b)", {"c": (0.0, 6.0)}),
+        ("b = Clip (a, zero, six) c = AveragePool <kernel_shape = [1, 1]> (b)", {"c": None}),
+        (
+            """b = Clip (a, zero, six) d = Clip (x, zero, one) [c3] e = Conv (d, w)
+               f = Clip (e, zero, one) c = Concat <axis = 0> (b, f)""",
+            {"b": (0.0, 6.0), "f": (0.0, 6.0), "c": (0.0, 6.0), "d": (0.0, 1.0)},
+        ),
+        (
+            """b = Clip (a, zero, six) [c3] e = Conv (x, w)
+               f = Relu (e) c = Concat <axis = 0> (b, f)""",
+            {"b": None, "f": None, "c": None},
+        ),
+    ],
+)
+def test_what_a_clip_limits_is_known(
+    inside: str, limits: dict[str, tuple[float, float] | None]
+) -> None:
+    last = "c" if "c = " in inside else "b"
+    plain = model(
+        f"""g (float[N,2,4,4] x) => (float[N,2,4,4] y) {CLIPS} {{
+            [c1] a = Conv (x, w)
+            {inside}
+            [c2] y = Conv ({last}, w) }}""",
+        weights={"w": (2, 2, 1, 1)},
+    )
+    sites = {s.tensor: s for s in found(plain, "ort-cpu").sites}
+    assert {tensor: sites[tensor].limits for tensor in limits} == limits
 
 
 def test_an_output_of_the_graph_that_a_layer_reads_is_quantized_for_the_layer() -> None:
@@ -542,12 +603,21 @@ def test_rearrangements_stay_on_the_grid_of_their_source() -> None:
     }
 
 
-@ON_TARGETS
-def test_outputs_of_the_graph_have_no_site(name: str, target: str) -> None:
-    space = case(name, target)
-    outputs = {value.name for value in LAYERED[name].build().graph.outputs}
-    assert not outputs & {site.tensor for site in space.sites}
-    assert all(site.consumers for site in space.sites)
+def test_of_the_graph_outputs_those_of_integer_kernels_that_write_no_floats_are_sites() -> (
+    None
+):
+    for name in LAYERED:
+        plain = canonicalise(LAYERED[name].build())
+        space = found(plain, "ort-cpu")
+        convolved = {
+            str(value.name)
+            for value in plain.graph.outputs
+            if (node := value.producer()) is not None and node.op_type == "Conv"
+        }
+        outputs = {value.name for value in plain.graph.outputs}
+        assert outputs & {site.tensor for site in space.sites} == convolved
+        assert {site.tensor for site in space.sites if site.feeds_output} == convolved
+        assert all(site.consumers or site.feeds_output for site in space.sites)
 
 
 def test_unread_parts_and_indices_have_no_site() -> None:

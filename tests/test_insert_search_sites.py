@@ -78,7 +78,12 @@ def test_exactly_the_named_uses_read_a_site(case: str, target: str) -> None:
     for site in space.sites:
         tensor = sites[site.name].inputs[0]
         assert tensor is not None
-        assert tensor.name == site.tensor
+        quantized = sites[site.name].outputs[0]
+        if site.feeds_output:
+            assert (tensor.name, quantized.name) == (f"{site.tensor}.unquantized", site.tensor)
+        else:
+            assert tensor.name == site.tensor
+        assert quantized.is_graph_output() == site.feeds_output
         reads = {(str(user.name), i) for user, i in sites[site.name].outputs[0].uses()}
         assert reads == set(site.consumers)
         for name, index in site.consumers:

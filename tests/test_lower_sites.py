@@ -1,8 +1,12 @@
 """The graph that is shipped computes what was searched, in standard operators."""
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from onnx_fliqs.containers import container_of
@@ -350,13 +354,17 @@ def test_integer_kernels_get_uint8_activations(case: str) -> None:
             assert points[name] == (0 if site.negative == 0 else 128)
 
 
-@INTEGER_CASES
-def test_graph_outputs_stay_float(case: str) -> None:
-    _, graph = integer_graph(case)
-    for value in graph.graph.outputs:
-        producer = value.producer()
-        assert producer is not None
-        assert producer.op_type != "DequantizeLinear"
+@CASES
+def test_graph_outputs_stay_float_but_for_convolutions(case: str, tmp_path: Path) -> None:
+    prepared, graph = integer_graph(case)
+    pairs = zip(prepared.canonical.graph.outputs, graph.graph.outputs, strict=True)
+    for plain, value in pairs:
+        assert (value.name, value.dtype, value.shape) == (plain.name, plain.dtype, plain.shape)
+        made, wanted = value.producer(), plain.producer()
+        assert made is not None
+        assert wanted is not None
+        assert (made.op_type == "DequantizeLinear") == (wanted.op_type == "Conv")
+    assert "Conv" not in operators_that_run(graph, tmp_path)
 
 
 def test_rearrangements_share_the_scale_of_their_source() -> None:
@@ -365,8 +373,8 @@ def test_rearrangements_share_the_scale_of_their_source() -> None:
         str(node.inputs[0].name): float(initializer(graph, str(node.inputs[1].name)))  # type: ignore[union-attr]
         for node in quantizers(graph)
     }
-    assert set(scales) == {"x", "s", "f"}
-    assert len(set(scales.values())) == 1
+    assert scales.keys() == {"x", "s", "f", "z.unquantized"}
+    assert len({scales[name] for name in "xsf"}) == 1
     shared = {site.tensor: site.same_scale_as for site in prepared.space.sites}
     assert (shared["s"], shared["f"]) == ("x@all", "x@all")
 
@@ -381,6 +389,68 @@ def test_integer_kernels_run_the_graph_in_integers_and_agree(case: str) -> None:
     plain = dict(zip(names, run(graph, feeds), strict=True))
     # Sums of integers differ from sums of floats by rounding; no code flips with this seed.
     assert compare(dict(zip(names, fast, strict=True)), plain).largest < 1e-5
+
+
+def operators_that_run(graph: ir.Model, folder: Path) -> Counter[str]:
+    """What a default session of the installed ONNX Runtime makes of a graph."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    data = ir.to_proto(graph).SerializeToString()
+    ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    optimized = onnx.load(options.optimized_model_filepath)
+    return Counter(node.op_type for node in optimized.graph.node)
+
+
+CLIPS = "<float zero = {0.0}, float one = {1.0}, float six = {6.0}, float minus = {-1.0}>"
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "b = Relu (a)",
+        "b = Clip (a, zero, six)",
+        "b = Clip (a, minus, one)",
+        "b = Add (a, x)",
+        "s = Add (a, x) b = Relu (s)",
+        "r = Relu (a) [c3] c = Conv (x, w) b = Concat <axis = 2> (r, c)",
+        "r = Clip (a, zero, six) [c3] c = Conv (x, w) b = Concat <axis = 2> (c, r)",
+        "r = Clip (a, zero, six) b = MaxPool <kernel_shape = [2, 2]> (r)",
+        "b = GlobalAveragePool (a)",
+        "b = LeakyRelu (a)",
+    ],
+)
+def test_between_layers_everything_runs_in_integers(between: str, tmp_path: Path) -> None:
+    plain = model(
+        f"""g (float[N,2,4,4] x) => (float[N,M,K,L] y) {CLIPS} {{
+            [c1] a = Conv (x, w)
+            {between}
+            [c2] y = Conv (b, w) }}""",
+        weights={"w": (2, 2, 1, 1)},
+    )
+    prepared = calibrated(plain, "ort-cpu")
+    graph = assert_as_searched(prepared, prepared.space.uniform(PRECISIONS["int8"]))
+    ran = operators_that_run(graph, tmp_path)
+    assert (ran["QuantizeLinear"], ran["DequantizeLinear"]) == (1, 1)
+    assert not ran.keys() & {"Conv", "FusedConv", "Relu", "Clip"}
+
+
+def test_matrix_products_that_are_read_in_float_write_floats(tmp_path: Path) -> None:
+    plain = model(
+        """g (float[N,3,4] x) => (float[N,3,4] y) {
+            [m1] a = MatMul (x, w)
+            b = Add (a, c)
+            r = Gelu (b)
+            [m2] d = MatMul (r, w)
+            e = Add (d, c)
+            y = LayerNormalization (e, c) }""",
+        weights={"w": (4, 4), "c": (4,)},
+    )
+    prepared = calibrated(plain, "ort-cpu")
+    graph = assert_as_searched(prepared, prepared.space.uniform(PRECISIONS["int8"]))
+    ran = operators_that_run(graph, tmp_path)
+    assert (ran["MatMulIntegerToFloat"], ran["QuantizeLinear"]) == (2, 2)
+    assert "DequantizeLinear" not in ran
 
 
 @pytest.mark.filterwarnings("error")

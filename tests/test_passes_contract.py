@@ -24,6 +24,7 @@ from onnx_fliqs.passes.fold_known_sizes import FoldKnownSizesPass
 from onnx_fliqs.passes.fold_leading_batch_normalization import (
     FoldLeadingBatchNormalizationPass,
 )
+from onnx_fliqs.passes.fold_scaling import FoldScalingPass
 from onnx_fliqs.passes.fold_splits import FoldSplitsPass
 from onnx_fliqs.passes.hoist_initializers import HoistInitializersPass
 from onnx_fliqs.passes.inline_operator_definitions import InlineOperatorDefinitionsPass
@@ -33,6 +34,8 @@ from onnx_fliqs.passes.lower_einsum import LowerEinsumPass
 from onnx_fliqs.passes.lower_for_gradient import LowerForGradientPass
 from onnx_fliqs.passes.lower_opset import LowerOpsetPass
 from onnx_fliqs.passes.name_everything import NameEverythingPass
+from onnx_fliqs.passes.pad_codes import PadCodesPass
+from onnx_fliqs.passes.prefer_integer_operators import PreferIntegerOperatorsPass
 from onnx_fliqs.passes.remove_dropout import RemoveDropoutPass
 from onnx_fliqs.passes.remove_identities import RemoveIdentitiesPass
 from onnx_fliqs.passes.remove_quantization import RemoveQuantizationPass
@@ -61,11 +64,14 @@ PASSES = (
     ExpandVectorMatmulPass(),
     FoldKnownSizesPass(),
     FoldLeadingBatchNormalizationPass(),
+    FoldScalingPass(),
     FoldSplitsPass(),
     LowerContribOperatorsPass(),
     LowerEinsumPass(),
     LowerForGradientPass(["x", "w", "w1"]),
     LowerOpsetPass(oldest=13),
+    PadCodesPass(),
+    PreferIntegerOperatorsPass(),
     SimplifyGemmPass(),
     SpellOutWindowsPass(),
 )
@@ -78,6 +84,7 @@ ROUNDED = {
     *("ExpandVectorMatmulPass", "SimplifyGemmPass"),
     *("FoldBatchNormalizationPass", "FoldLeadingBatchNormalizationPass"),
     "LowerBatchNormalizationPass",
+    *("FoldScalingPass", "PreferIntegerOperatorsPass"),
 }
 SECTIONS = ("Before:", "After:", "Requires:", "Ensures:", "Idempotent:")
 

@@ -378,3 +378,29 @@ def test_the_mantissa_is_rounded_only_where_a_format_has_one(
         isinstance(FORMATS[name], FloatFormat) and name != "float32" for name in names
     )
     assert has_minifloat is expected
+
+
+@pytest.mark.parametrize("name", ["uint8", "int8", "uint5"])
+@pytest.mark.parametrize("most", [1.0, 6.0, 0.1])
+def test_no_code_lies_beyond_the_limits_of_a_clip(name: str, most: float) -> None:
+    fmt = FORMATS[name]
+    limits = (-most if fmt.min < 0 else 0.0, most)
+    site = Site(name="s", tensor="t", layers=(), consumers=(), is_weight=False, limits=limits)
+    small, large = site.within_limits(fmt, f32([1e-6, 1.0]))
+    assert small == np.float32(1e-6)
+    codes = f32([fmt.min, fmt.max])
+    assert (np.abs(codes * large) <= most).all()
+    # Little is cut off.
+    assert np.abs(codes * large).max() > 0.999 * most
+    assert codes[1] * large > 0.99 * most
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [("int8", (-1.0, 6.0)), ("int5", (-1.0, 1.0)), ("e4m3", (0.0, 6.0)), ("int8", None)],
+)
+def test_scales_stay_where_limits_do_not_fit_the_format(
+    name: str, limits: tuple[float, float] | None
+) -> None:
+    site = Site(name="s", tensor="t", layers=(), consumers=(), is_weight=False, limits=limits)
+    np.testing.assert_array_equal(site.within_limits(FORMATS[name], f32([9.0])), f32([9.0]))
