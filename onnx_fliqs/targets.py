@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Final
 
 from onnx_fliqs.errors import ConfigError
+from onnx_fliqs.formats import parse_format
 from onnx_fliqs.precision import Precision, parse_precision, parse_space
 
 __all__ = [
@@ -179,6 +180,10 @@ class Target:
         """
         if self.kernels is None or precision.name == "float32":
             return True
+        if weights_only and op_type in _PRODUCTS:
+            # Its kernel has to read floats beside them.
+            precision = Precision(precision.weights, parse_format("float32"))
+            weights_only = False
         return any(
             op_type in kernels.ops
             and channels >= kernels.least_channels

@@ -25,7 +25,6 @@ from onnx_fliqs.formats import (
     IntFormat,
     fake_quantize,
     is_passthrough,
-    parse_format,
 )
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.targets import TARGETS
@@ -262,22 +261,7 @@ def test_a_shared_scale_suits_the_values_of_all_that_share_it() -> None:
     together = np.concatenate(list(parts.values()))[None, :]
     best = least_squares_scales(together, FORMATS["int8"])
     for site in ("x@all", "s@all", "f@all"):
-        np.testing.assert_array_equal(found[site, "int8"], np.minimum(best, f32([3 / 127])))
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_a_grid_of_integers_does_not_end_behind_the_bound_of_a_clip(seed: int) -> None:
-    # Else ONNX Runtime keeps the Clip, and computes the Conv in front of it in float.
-    space = calibrated_case("conv_relu_conv", "ort-cpu").space
-    rng = np.random.default_rng(seed)
-    clipped = np.clip(rng.normal(3, 3, 500), 0, 6).astype(np.float32)
-    samples = dict.fromkeys((site.tensor for site in space.sites), clipped)
-    scales = activation_scales(space, samples)
-    bounds = {
-        name: float(scale[0]) * parse_format(fmt).max for (name, fmt), scale in scales.items()
-    }
-    assert bounds
-    assert max(bounds.values()) <= 6 * (1 + 1e-6)
+        np.testing.assert_array_equal(found[site, "int8"], best)
 
 
 def test_the_distortion_of_a_decision_is_that_of_all_its_layers() -> None:

@@ -606,7 +606,7 @@ def test_rearrangements_stay_on_the_grid_of_their_source() -> None:
 def test_of_the_graph_outputs_those_of_integer_kernels_that_write_no_floats_are_sites() -> (
     None
 ):
-    for name in LAYERED:
+    for name in (case for case, target in on_targets(LAYERED) if target == "ort-cpu"):
         plain = canonicalise(LAYERED[name].build())
         space = found(plain, "ort-cpu")
         convolved = {

@@ -354,7 +354,7 @@ def test_integer_kernels_get_uint8_activations(case: str) -> None:
             assert points[name] == (0 if site.negative == 0 else 128)
 
 
-@CASES
+@INTEGER_CASES
 def test_graph_outputs_stay_float_but_for_convolutions(case: str, tmp_path: Path) -> None:
     prepared, graph = integer_graph(case)
     pairs = zip(prepared.canonical.graph.outputs, graph.graph.outputs, strict=True)
