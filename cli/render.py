@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from onnx_fliqs.api import Inspection
     from onnx_fliqs.report import SearchResult
     from onnx_fliqs.search_loop import Progress as Step
+    from onnx_fliqs.validation import Validation
+    from onnx_fliqs.verify import Check
 
 __all__ = [
     "SearchProgress",
     "print_inspection",
     "print_json",
     "print_result",
+    "print_validation",
     "print_warnings",
 ]
 
@@ -165,6 +168,29 @@ def print_inspection(found: "Inspection") -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def print_validation(found: "Validation") -> None:
+    """What each runtime made of a graph, on stdout."""
+    console = _console(stderr=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    version = found.versions["onnxruntime"]
+    for check in found.verification.levels:
+        table.add_row("onnxruntime", version, check.name, _verdict(check))
+    for check in found.verification.others:
+        table.add_row(check.name, found.versions[check.name], "", _verdict(check))
+    for runtime, reason in found.unchecked.items():
+        table.add_row(runtime, "", "", f"not checked: {reason}")
+    console.print(table)
+    if found.reference is not None:
+        console.print(f"reference differs by {found.reference.rms:.3f} of the output")
+    console.print(f"valid for {found.target}, to be run at {found.level.value!r}")
+
+
+def _verdict(check: "Check") -> str:
+    if check.difference is None:
+        return check.problem
+    return f"{'agrees' if check.agrees else 'differs'} {check.difference.rms:.2e}"
 
 
 class SearchProgress:

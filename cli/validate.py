@@ -14,27 +14,36 @@ __all__ = ["command"]
 @options.target(None)
 @options.file("--reference", "The float model that MODEL was made from.")
 @options.data(False, "Samples (.npz) to compare on; otherwise they are made up.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    type=click.Choice(["onnxruntime", "openvino"]),
+    multiple=True,
+    help="Has to compute MODEL right; may be repeated.  [default: the target's]",
+)
 @options.custom_ops
 @options.json_output
 def command(
-    model: Path, target: str | None, reference: Path | None, data: Path | None, as_json: bool
+    model: Path,
+    target: str | None,
+    reference: Path | None,
+    data: Path | None,
+    runtimes: tuple[str, ...],
+    as_json: bool,
 ) -> None:
-    """Run MODEL unoptimised, at the basic and at the default level, and compare.
+    """Run MODEL unoptimised and as its target's runtimes would, and compare.
 
-    Exit code 5 if a level that must compute the graph right does not, or if the graph breaks a
-    rule of the target.
+    ONNX Runtime is asked at its basic and its default level. Exit code 5 if a runtime that
+    must compute the graph right does not, with the node where that begins, or if the graph
+    breaks a rule of the target.
     """
     from onnx_fliqs import api
     from onnx_fliqs.cli import render
 
-    found = api.validate(model, target=target, reference=reference, data=data)
+    found = api.validate(
+        model, target=target, reference=reference, data=data, runtimes=runtimes
+    )
     if as_json:
         render.print_json(found.to_dict())
         return
-    for check in found.verification.levels:
-        difference = "" if check.difference is None else f"{check.difference.rms:.2e}"
-        verdict = "agrees" if check.agrees else (check.error or "differs")
-        click.echo(f"{check.level.value:8} {verdict} {difference}".rstrip())
-    if found.reference is not None:
-        click.echo(f"reference differs by {found.reference.rms:.3f} of the output")
-    click.echo(f"valid for {found.target}, to be run at {found.level.value!r}")
+    render.print_validation(found)

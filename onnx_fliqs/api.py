@@ -2,24 +2,21 @@
 
 import time
 from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.cost import cost_of
 from onnx_fliqs.data import Dataset, input_specs, load_npz
-from onnx_fliqs.emission import TARGET_KEY, required_level
 from onnx_fliqs.emission import emit as emit_verified
 from onnx_fliqs.errors import (
     DataError,
-    FliqsError,
     RunError,
     UnknownOperatorError,
-    VerificationError,
 )
 from onnx_fliqs.evaluation import (
     Evaluation,
@@ -28,8 +25,7 @@ from onnx_fliqs.evaluation import (
     scored_output,
 )
 from onnx_fliqs.find_layers import find_layers
-from onnx_fliqs.judged import compared_names, exposed, judged_values, tensor_outputs
-from onnx_fliqs.lint import lint
+from onnx_fliqs.judged import exposed, judged_values
 from onnx_fliqs.model import load_model
 from onnx_fliqs.objective import Objective, choose_objective, quality
 from onnx_fliqs.passes.canonicalise import canonicalise
@@ -41,16 +37,15 @@ from onnx_fliqs.prepare import (
     synthetic_data,
 )
 from onnx_fliqs.report import SearchResult, layer_reports
-from onnx_fliqs.runtime import OptimizationLevel, make_session, run_session
+from onnx_fliqs.runtime import OptimizationLevel, make_session
 from onnx_fliqs.sites import Layer, Skipped
 from onnx_fliqs.targets import Target, parse_target
 from onnx_fliqs.trainability import why_frozen
-from onnx_fliqs.verify import Comparison, Verification, compare, verify_levels
+from onnx_fliqs.validation import Validation, validate_graph
 
 __all__ = ["Inspection", "Validation", "emit", "evaluate", "inspect", "validate"]
 
 _SYNTHETIC_SAMPLES: Final = 256
-_VALIDATION_SAMPLES: Final = 32
 _SEED: Final = 0
 
 
@@ -273,105 +268,34 @@ def evaluate(
     return evaluate_model(loaded, _dataset(data, loaded), against=other)
 
 
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """Whether a graph runs right."""
-
-    target: str
-    verification: Verification
-    level: OptimizationLevel
-    """At which the graph asks to be run."""
-    reference: Comparison | None
-    """Unoptimised graph against the float model."""
-    problems: tuple[str, ...]
-    """Where the graph breaks the target's rules."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON (schema 1)."""
-        return {
-            "schema": 1,
-            "target": self.target,
-            "optimization_level": self.level.value,
-            "verification": self.verification.to_dict(),
-            "reference_rms": None if self.reference is None else self.reference.rms,
-            "problems": list(self.problems),
-        }
-
-
 def validate(
     model: Path | ir.Model,
     *,
     target: str | None = None,
     reference: Path | ir.Model | None = None,
     data: Path | Dataset | None = None,
+    runtimes: Sequence[str] = (),
 ) -> Validation:
-    """Run a graph unoptimised, at the basic and at the default level, and compare.
+    """Run a graph unoptimised and as its target's runtimes would, and compare.
 
     Args:
         model: A QDQ graph, from here or from elsewhere.
         target: Check the rules of this target; None: the one that the graph names, if any.
         reference: The float model that it was made from.
         data: Samples to compare on; None: made-up inputs.
+        runtimes: Which runtimes (``onnxruntime``, ``openvino``) have to compute it right,
+            instead of the target's.
 
     Raises:
-        VerificationError: A level that must compute the graph right does not, the graph breaks
-            a rule of the target, or it has little to do with the reference.
+        EnvironmentMissingError: A runtime that was asked for is not installed.
+        VerificationError: A runtime that must compute the graph right does not, the graph
+            breaks a rule of the target, or it has little to do with the reference.
     """
     graph = _model(model)
-    profile = parse_target(target or graph.metadata_props.get(TARGET_KEY, "generic"))
-    dataset = (
-        synthetic_data(graph, _VALIDATION_SAMPLES, _SEED)
-        if data is None
-        else _dataset(data, graph)
+    return validate_graph(
+        graph,
+        target=target,
+        reference=None if reference is None else _model(reference),
+        dataset=None if data is None else _dataset(data, graph),
+        runtimes=runtimes,
     )
-    batches = [batch.inputs for batch in calibration_batches(dataset)[:2]]
-    verification = verify_levels(graph, batches)
-    level = required_level(graph)
-    wrong = [
-        check
-        for check in verification.levels
-        if not check.agrees and _reaches(level, check.level)
-    ]
-    if wrong:
-        raise VerificationError(
-            f"ONNX Runtime does not compute this graph right: {verification.why()}"
-        )
-    problems = lint(graph, profile)
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise VerificationError(f"not a graph for {profile.name}: {problems[0]}{more}")
-    difference = None
-    if reference is not None:
-        difference = _against(graph, _model(reference), batches)
-    return Validation(profile.name, verification, level, difference, problems)
-
-
-def _reaches(level: OptimizationLevel, other: OptimizationLevel) -> bool:
-    """Whether a graph to be run at ``level`` must be right at the ``other``."""
-    order = list(OptimizationLevel)
-    return order.index(other) <= order.index(level)
-
-
-def _against(graph: ir.Model, reference: ir.Model, batches: list[Any]) -> Comparison:
-    outputs = [[value.name for value in item.graph.outputs] for item in (graph, reference)]
-    if outputs[0] != outputs[1]:
-        raise FliqsError("the reference has other outputs than the model")
-    inside = ir.convenience.create_value_mapping(graph.graph)
-    # What the outputs rest on, as far as the graph still has it under the same name.
-    names = [name for name in compared_names(reference) if name in inside]
-    names = names or tensor_outputs(reference)
-    sessions = [
-        make_session(exposed(item, names), level=OptimizationLevel.NONE)
-        for item in (graph, reference)
-    ]
-    rows = [
-        [dict(zip(names, run_session(s, names, f), strict=True)) for f in batches]
-        for s in sessions
-    ]
-    found = [compare(mine, theirs) for mine, theirs in zip(*rows, strict=True)]
-    worst = Comparison(max(c.rms for c in found), max(c.largest for c in found))
-    if not np.isfinite(worst.rms) or worst.rms >= 1.0:
-        raise VerificationError(
-            f"the graph differs from the reference by {worst.rms:.3g} of its output"
-        )
-    return worst

@@ -20,7 +20,7 @@ from onnx_fliqs.precision import PrecisionMap
 from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session, run_session
 from onnx_fliqs.sites import ScaleTable, SearchSpace
 from onnx_fliqs.targets import Target
-from onnx_fliqs.verify import Verification, verify_levels
+from onnx_fliqs.verify import Verification, verify_graph
 
 __all__ = [
     "LEVEL_KEY",
@@ -74,9 +74,11 @@ def emit(
     """
     graph = emit_graph(canonical, space, chosen, scales, target)
     searched = simulate(canonical, space, chosen, scales, batches)
-    verification = verify_levels(graph, batches, searched)
+    verification = verify_graph(graph, batches, searched)
     if "onnxruntime" not in target.runtimes:
-        right = [check.level for check in verification.levels if check.agrees]
+        right = [
+            OptimizationLevel(check.name) for check in verification.levels if check.agrees
+        ]
         level = right[-1] if right else OptimizationLevel.NONE
         graph.metadata_props[LEVEL_KEY] = level.value
         return Emitted(graph, verification, level, ())

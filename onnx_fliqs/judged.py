@@ -19,6 +19,7 @@ __all__ = [
     "exposed",
     "judged_values",
     "tensor_outputs",
+    "values_read",
 ]
 
 FLOATS: Final = (
@@ -145,7 +146,7 @@ def _has_slope(value: ir.Value) -> bool:
 def _facts(model: ir.Model) -> _Facts:
     facts = _Facts()
     for node in model.graph:
-        inputs = _read(node)
+        inputs = values_read(node)
         layer = _is_layer(node)
         counted = _counts(node, facts) or _any(inputs, facts.ragged)
         if counted:
@@ -164,7 +165,7 @@ def _any(values: Sequence[ir.Value], known: set[ir.Value]) -> bool:
     return not known.isdisjoint(values)
 
 
-def _read(node: ir.Node) -> list[ir.Value]:
+def values_read(node: ir.Node) -> list[ir.Value]:
     """What a node reads, with the values that its bodies take from outside."""
     values = [value for value in node.inputs if value is not None]
     for inner in _nested(node):
@@ -198,7 +199,7 @@ def _is_layer(node: ir.Node) -> bool:
 def _counts(node: ir.Node, facts: _Facts) -> bool:
     """Whether the shape of its outputs depends on moving numbers."""
     if node.op_type in _COUNTING:
-        return _any(_read(node), facts.moving)
+        return _any(values_read(node), facts.moving)
     if node.op_type == "Loop":
         return _any([value for value in node.inputs[:2] if value is not None], facts.moving)
     first = _SHAPED.get(node.op_type)
@@ -217,7 +218,7 @@ def _leads_to(value: ir.Value, others: Iterable[ir.Value]) -> bool:
             return True
         node = current.producer()
         if current not in seen and node is not None and not _is_layer(node):
-            pending += _read(node)
+            pending += values_read(node)
         seen.add(current)
     return False
 
@@ -236,7 +237,7 @@ def _frontier(output: ir.Value, facts: _Facts) -> Iterator[tuple[ir.Value, ir.No
             continue
         node = value.producer()
         if node is not None:
-            pending += [(source, node) for source in reversed(_read(node))]
+            pending += [(source, node) for source in reversed(values_read(node))]
 
 
 def _class_axis(node: ir.Node | None, value: ir.Value) -> int | None:

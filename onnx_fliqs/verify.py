@@ -1,7 +1,8 @@
-"""Whether an emitted graph computes what was searched, in the runtime that will run it."""
+"""Whether an emitted graph computes what was searched, in the runtimes that will run it."""
 
+import functools
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -12,13 +13,38 @@ import onnx_ir as ir
 
 from onnx_fliqs.errors import FliqsError, UnknownOperatorError, VerificationError
 from onnx_fliqs.judged import compared_names, exposed
+from onnx_fliqs.openvino_runtime import compile_model, run_compiled
 from onnx_fliqs.payload import is_plain, skeleton
 from onnx_fliqs.runtime import OptimizationLevel, make_session, run_session
 
-__all__ = ["Comparison", "LevelCheck", "Verification", "compare", "verify_levels"]
+__all__ = [
+    "FUSED",
+    "ONNX_RUNTIME",
+    "OPENVINO",
+    "RUNTIMES",
+    "Batches",
+    "Check",
+    "Comparison",
+    "Verification",
+    "Way",
+    "compare",
+    "verify_graph",
+    "watched_names",
+    "way_of",
+    "worst",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 Outputs: TypeAlias = Mapping[str, Array]
+Batches: TypeAlias = Sequence[Mapping[str, Array]]
+"""Feeds, one after the other."""
+Way: TypeAlias = Callable[[ir.Model, Sequence[str], Batches], list[list[Array]]]
+"""Runs a graph and gives the outputs of these names for each batch."""
+
+ONNX_RUNTIME: Final = "onnxruntime"
+OPENVINO: Final = "openvino"
+RUNTIMES: Final = (ONNX_RUNTIME, OPENVINO)
+"""Names of the runtimes that can check a graph."""
 
 EXACT: Final = 1e-3
 """Largest relative difference between the searched network and the unoptimised graph: rounding
@@ -41,12 +67,13 @@ _INFINITE: Final = Comparison(float("inf"), float("inf"))
 
 
 @dataclass(frozen=True, slots=True)
-class LevelCheck:
-    """One optimisation level."""
+class Check:
+    """One way of running the graph, against the unoptimised run."""
 
-    level: OptimizationLevel
+    name: str
+    """Of the optimisation level of ONNX Runtime, or of another runtime."""
     error: str | None
-    """Why ONNX Runtime refuses the graph, if it does."""
+    """Why it refuses the graph, if it does."""
     difference: Comparison | None
     """From the unoptimised run."""
 
@@ -62,6 +89,14 @@ class LevelCheck:
             return f"differs by {self.difference.rms:.3g} of the output"
         return textwrap.shorten(self.error or "does not run", 160, placeholder=" ...")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "agrees": self.agrees,
+            "rms": None if self.difference is None else self.difference.rms,
+            "error": self.error,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
@@ -69,7 +104,10 @@ class Verification:
 
     searched: Comparison | None
     """Unoptimised graph against the searched network, where that is known."""
-    levels: tuple[LevelCheck, ...]
+    levels: tuple[Check, ...]
+    """Optimisation levels of ONNX Runtime, the lowest first."""
+    others: tuple[Check, ...] = ()
+    """Other runtimes."""
 
     @property
     def level(self) -> OptimizationLevel:
@@ -80,7 +118,7 @@ class Verification:
         """
         for check in reversed(self.levels):
             if check.agrees:
-                return check.level
+                return OptimizationLevel(check.name)
         raise VerificationError(
             f"no optimisation level computes the graph right: {self.why()}"
         )
@@ -88,23 +126,15 @@ class Verification:
     def why(self) -> str:
         """What is wrong at the levels that fail, in one line."""
         return "; ".join(
-            f"{check.level.value}: {check.problem}"
-            for check in self.levels
-            if not check.agrees
+            f"{check.name}: {check.problem}" for check in self.levels if not check.agrees
         )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return {
             "searched_rms": None if self.searched is None else self.searched.rms,
-            "levels": {
-                check.level.value: {
-                    "agrees": check.agrees,
-                    "rms": None if check.difference is None else check.difference.rms,
-                    "error": check.error,
-                }
-                for check in self.levels
-            },
+            "levels": {check.name: check.to_dict() for check in self.levels},
+            "runtimes": {check.name: check.to_dict() for check in self.others},
         }
 
 
@@ -123,7 +153,7 @@ def compare(outputs: Outputs, reference: Outputs) -> Comparison:
     else:
         compared = [pair for pair, kind in zip(pairs, kinds, strict=True) if kind == "whole"]
         found = [_share_of_different(*pair) for pair in compared]
-    return _worst(found) if found else _INFINITE
+    return worst(found) if found else _INFINITE
 
 
 def _kind(values: Any) -> str:
@@ -158,17 +188,20 @@ def _share_of_different(values: Array, expected: Array) -> Comparison:
     return Comparison(float(different.mean()), float(different.any()))
 
 
-def verify_levels(
+def verify_graph(
     model: ir.Model,
-    batches: Sequence[Mapping[str, Array]],
+    batches: Batches,
     searched: Sequence[Outputs] | None = None,
+    *,
+    runtimes: Sequence[str] = (ONNX_RUNTIME,),
 ) -> Verification:
-    """Check an emitted graph and run it at every optimisation level.
+    """Check a graph, and compare other ways of running it with the unoptimised run.
 
     Args:
         model: The graph.
         batches: Feeds.
         searched: The searched network's judged values for each of them, if known.
+        runtimes: Those of ``RUNTIMES`` whose results count; they must be installed.
 
     Raises:
         UnknownOperatorError: The graph needs a library of custom operators.
@@ -182,18 +215,16 @@ def verify_levels(
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = " ".join(str(error).split())
         raise VerificationError(f"the emitted graph is not valid ONNX: {reason}") from error
-    names = compared_names(model) if searched is None else list(searched[0])
-    if not names:
-        raise VerificationError("no output of the graph is a tensor of numbers")
+    names = watched_names(model) if searched is None else list(searched[0])
     try:
-        plain = _run(model, names, OptimizationLevel.NONE, batches)
+        plain = _watch(model, names, batches, way_of("none"))
     except UnknownOperatorError:
         raise
     except FliqsError as error:
         raise VerificationError(f"the emitted graph does not run: {error}") from error
     difference = None
     if searched is not None:
-        difference = _worst(
+        difference = worst(
             compare(mine, theirs) for mine, theirs in zip(plain, searched, strict=True)
         )
         if difference.rms > EXACT:
@@ -201,42 +232,67 @@ def verify_levels(
                 f"the emitted graph differs from the searched network by {difference.rms:.3g}"
                 " of the output (root mean square)"
             )
-    levels = tuple(
-        _check_level(model, level, batches, plain)
-        for level in (OptimizationLevel.BASIC, OptimizationLevel.DEFAULT)
-    )
-    return Verification(difference, levels)
+    levels = (OptimizationLevel.BASIC.value, OptimizationLevel.DEFAULT.value)
+    checks = {
+        runtime: tuple(
+            _check(model, name, batches, plain)
+            for name in (levels if runtime == ONNX_RUNTIME else (runtime,))
+        )
+        for runtime in runtimes
+    }
+    return Verification(difference, checks.get(ONNX_RUNTIME, ()), checks.get(OPENVINO, ()))
 
 
-def _run(
-    model: ir.Model,
-    names: Sequence[str],
-    level: OptimizationLevel,
-    batches: Sequence[Mapping[str, Array]],
+def watched_names(model: ir.Model) -> list[str]:
+    """The values by which two runs of a graph are compared.
+
+    Raises:
+        VerificationError: There are none.
+    """
+    names = compared_names(model)
+    if not names:
+        raise VerificationError("no output of the graph is a tensor of numbers")
+    return names
+
+
+def way_of(name: str) -> Way:
+    """The way of running a graph that a check is named after."""
+    if name == OPENVINO:
+        return _in_openvino
+    return functools.partial(_in_onnxruntime, OptimizationLevel(name))
+
+
+def _in_onnxruntime(
+    level: OptimizationLevel, model: ir.Model, names: Sequence[str], batches: Batches
+) -> list[list[Array]]:
+    session = make_session(model, level=level)
+    return [run_session(session, names, feeds) for feeds in batches]
+
+
+def _in_openvino(model: ir.Model, names: Sequence[str], batches: Batches) -> list[list[Array]]:
+    compiled = compile_model(model)
+    return [run_compiled(compiled, names, feeds) for feeds in batches]
+
+
+def _watch(
+    model: ir.Model, names: Sequence[str], batches: Batches, way: Way
 ) -> list[dict[str, Array]]:
     """Some values of a graph, inner ones among them; the graph as it is has to run as well."""
     watched = exposed(model, names)
     if watched is not model:
-        run_session(make_session(model, level=level), [], batches[0])
-    session = make_session(watched, level=level)
-    return [dict(zip(names, run_session(session, names, f), strict=True)) for f in batches]
+        way(model, [], batches[:1])
+    return [dict(zip(names, row, strict=True)) for row in way(watched, names, batches)]
 
 
-def _check_level(
-    model: ir.Model,
-    level: OptimizationLevel,
-    batches: Sequence[Mapping[str, Array]],
-    plain: Sequence[Outputs],
-) -> LevelCheck:
+def _check(model: ir.Model, name: str, batches: Batches, plain: Sequence[Outputs]) -> Check:
     try:
-        rows = _run(model, list(plain[0]), level, batches)
+        rows = _watch(model, list(plain[0]), batches, way_of(name))
     except FliqsError as error:
-        return LevelCheck(level, str(error), None)
-    return LevelCheck(
-        level, None, _worst(compare(a, b) for a, b in zip(rows, plain, strict=True))
-    )
+        return Check(name, str(error), None)
+    return Check(name, None, worst(compare(a, b) for a, b in zip(rows, plain, strict=True)))
 
 
-def _worst(comparisons: Iterable[Comparison]) -> Comparison:
+def worst(comparisons: Iterable[Comparison]) -> Comparison:
+    """The largest of each measure."""
     items = list(comparisons)
     return Comparison(max(c.rms for c in items), max(c.largest for c in items))

@@ -8,7 +8,7 @@ import pytest
 
 from onnx_fliqs.errors import VerificationError
 from onnx_fliqs.runtime import OptimizationLevel
-from onnx_fliqs.verify import Comparison, LevelCheck, Verification, compare, verify_levels
+from onnx_fliqs.verify import Check, Comparison, Verification, compare, verify_graph
 from support import (
     PRECISIONS,
     Feeds,
@@ -82,12 +82,9 @@ def test_a_reference_of_zeros_is_measured_absolutely() -> None:
 )
 def test_a_right_graph_passes_at_every_level(case: str, fmt: str, target: str) -> None:
     graph, batches, outputs = searched(case, fmt, target)
-    result = verify_levels(graph, batches, outputs)
+    result = verify_graph(graph, batches, outputs)
     assert result.searched == Comparison(0.0, 0.0)
-    assert [check.level for check in result.levels] == [
-        OptimizationLevel.BASIC,
-        OptimizationLevel.DEFAULT,
-    ]
+    assert [check.name for check in result.levels] == ["basic", "default"]
     assert all(check.agrees for check in result.levels)
     assert result.level is OptimizationLevel.DEFAULT
     assert result.why() == ""
@@ -99,9 +96,9 @@ def test_a_wrong_scale_is_found() -> None:
     wrong = initializer(graph, "w2@c1.scale") * np.float32(1.05)
     scale.const_value = ir.tensor(wrong, name="w2@c1.scale")
     with pytest.raises(VerificationError, match=r"differs from the searched network by 0\.0"):
-        verify_levels(graph, batches, outputs)
+        verify_graph(graph, batches, outputs)
     # By itself it is consistent: only the searched network tells.
-    assert verify_levels(graph, batches).level is OptimizationLevel.DEFAULT
+    assert verify_graph(graph, batches).level is OptimizationLevel.DEFAULT
 
 
 def test_a_missing_relu_is_found() -> None:
@@ -109,7 +106,7 @@ def test_a_missing_relu_is_found() -> None:
     relu = next(node for node in graph.graph if node.op_type == "Relu")
     relu.outputs[0].replace_all_uses_with(relu.inputs[0])  # type: ignore[arg-type]
     with pytest.raises(VerificationError, match="differs from the searched network"):
-        verify_levels(graph, batches, outputs)
+        verify_graph(graph, batches, outputs)
 
 
 def test_wrong_codes_are_found() -> None:
@@ -118,7 +115,7 @@ def test_wrong_codes_are_found() -> None:
     codes = initializer(graph, "w2@trans.codes")
     value.const_value = ir.Tensor(np.ascontiguousarray(codes[::-1]), dtype=ir.DataType.INT4)
     with pytest.raises(VerificationError, match="differs from the searched network"):
-        verify_levels(graph, batches, outputs)
+        verify_graph(graph, batches, outputs)
 
 
 def test_a_relu_that_onnx_runtime_drops_costs_the_default_level() -> None:
@@ -140,7 +137,7 @@ def test_a_relu_that_onnx_runtime_drops_costs_the_default_level() -> None:
     for reader in [node for node in graph.graph if node.op_type.endswith("Linear")]:
         reader.replace_input_with(2, graph.graph.initializers["z"])
     batches = [{"x": np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)}]
-    result = verify_levels(graph, batches)
+    result = verify_graph(graph, batches)
     basic, default = result.levels
     assert basic.agrees
     assert not default.agrees
@@ -151,7 +148,7 @@ def test_a_relu_that_onnx_runtime_drops_costs_the_default_level() -> None:
 def test_a_graph_that_the_default_level_refuses_falls_back() -> None:
     # QDQ around a float8 Gemm is fused into a QGemm that does not exist.
     graph, batches, outputs = searched("gemms", "e4m3")
-    result = verify_levels(graph, batches, outputs)
+    result = verify_graph(graph, batches, outputs)
     assert result.level is OptimizationLevel.BASIC
     assert result.levels[1].error is not None
     assert result.levels[1].difference is None
@@ -162,23 +159,22 @@ def test_an_invalid_graph_is_refused() -> None:
     node = next(node for node in graph.graph if node.op_type == "Gemm")
     node.attributes["broadcast"] = ir.AttrInt64("broadcast", 1)
     with pytest.raises(VerificationError, match="not valid ONNX"):
-        verify_levels(graph, batches)
+        verify_graph(graph, batches)
 
 
 def test_a_graph_that_does_not_run_is_refused() -> None:
     # Valid ONNX, for which ONNX Runtime has no kernel.
     graph = model("g (uint8[N] x) => (uint8[H,W,C] y) { y = ImageDecoder (x) }")
     with pytest.raises(VerificationError, match="does not run"):
-        verify_levels(graph, [{"x": np.zeros(4, np.uint8)}])
+        verify_graph(graph, [{"x": np.zeros(4, np.uint8)}])
 
 
 def test_no_level_that_agrees_is_an_error_that_says_why() -> None:
-    level = OptimizationLevel
     result = Verification(
         None,
         (
-            LevelCheck(level.BASIC, None, Comparison(0.5, 1.0)),
-            LevelCheck(level.DEFAULT, "no kernel", None),
+            Check("basic", None, Comparison(0.5, 1.0)),
+            Check("default", "no kernel", None),
         ),
     )
     with pytest.raises(VerificationError, match=r"basic: differs by 0\.5 .*; default: no"):
@@ -187,9 +183,9 @@ def test_no_level_that_agrees_is_an_error_that_says_why() -> None:
 
 def test_the_result_is_json() -> None:
     graph, batches, outputs = searched("gemms", "e4m3")
-    report = json.loads(json.dumps(verify_levels(graph, batches, outputs).to_dict()))
+    report = json.loads(json.dumps(verify_graph(graph, batches, outputs).to_dict()))
     assert report["searched_rms"] == 0
     assert report["levels"]["basic"] == {"agrees": True, "rms": 0.0, "error": None}
     assert report["levels"]["default"]["agrees"] is False
     assert report["levels"]["default"]["rms"] is None
-    assert verify_levels(graph, batches).to_dict()["searched_rms"] is None
+    assert verify_graph(graph, batches).to_dict()["searched_rms"] is None
