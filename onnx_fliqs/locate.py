@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnx_fliqs.errors import FliqsError
 from onnx_fliqs.judged import FLOATS, exposed, values_read
 from onnx_fliqs.passes._graph import label
-from onnx_fliqs.verify import FUSED, Batches, Way, compare, watched_names, way_of
+from onnx_fliqs.verify import FUSED, Batches, Way, compare, watch, watched_names, way_of
 
 __all__ = ["Origin", "find_origin", "named_node"]
 
@@ -31,18 +31,21 @@ class Origin:
     """Operator and name."""
     difference: float
     """Of what it writes: root mean square, as a share of what it should be."""
+    sources: tuple[str, ...]
+    """The nodes whose outputs it works on, as far as these can be looked at."""
     before: float
-    """The same for what it reads; the largest."""
-    mended_by: tuple[str, ...]
-    """Nodes right before it that, when their output is exposed, make the disagreement vanish:
-    their fusion with what follows is at fault."""
+    """How far those outputs are off; the largest."""
+    mended: bool
+    """Whether the disagreement is gone when such an output is exposed: then a fusion of the
+    nodes is at fault."""
 
     def __str__(self) -> str:
         """What a message says of it."""
-        text = f"beginning at {self.node} (off by {self.difference:.3g}"
-        text += f", what it reads by {self.before:.3g})"
-        if self.mended_by:
-            text += f", but not with the output of {' or '.join(self.mended_by)} exposed"
+        text = f"beginning at {self.node}: off by {self.difference:.3g}"
+        if self.sources:
+            text += f", what it gets from {', '.join(self.sources)} by {self.before:.3g}"
+        if self.mended:
+            text += ", and right once that is exposed"
         return text
 
 
@@ -74,25 +77,24 @@ def find_origin(model: ir.Model, batches: Batches, check: str) -> Origin | None:
     node = value.producer()
     if node is None:
         return None
+    known = {source: look for source, look in sources.items() if look is not _NOTHING}
     return Origin(
         label(node),
         search.look(value).difference,
-        max((look.difference for look in sources.values()), default=0.0),
-        tuple(
-            label(producer)
-            for source, look in sources.items()
-            if look is not _NOTHING and not look.present
-            if (producer := source.producer()) is not None
-        ),
+        tuple(label(each) for source in known if (each := source.producer()) is not None),
+        max((look.difference for look in known.values()), default=0.0),
+        any(not look.present for look in known.values()),
     )
 
 
 def named_node(message: str, model: ir.Model) -> str | None:
-    """The node of a graph that a runtime's message names, by itself or by its output."""
-    for node in model.graph.all_nodes():
-        for name in (node.name, *(value.name for value in node.outputs)):
-            if name and re.search(rf"""['"(]{re.escape(name)}['")]""", message):
-                return label(node)
+    """The node of a graph that a runtime's message names: by itself, or by an output."""
+    nodes = list(model.graph.all_nodes())
+    named = [(node, node.name) for node in nodes]
+    named += [(node, value.name) for node in nodes for value in node.outputs]
+    for node, name in named:
+        if name and re.search(rf"""['"(]{re.escape(name)}['")]""", message):
+            return label(node)
     return None
 
 
@@ -169,11 +171,12 @@ class _Search:
 def _wrong_output(model: ir.Model, batches: Batches, way: Way) -> tuple[str, Feeds] | None:
     """A judged value, and feeds for which it is wrong."""
     names = watched_names(model)
-    graph = exposed(model, names)
     for feeds in batches:
-        (right,), (wrong,) = (run(graph, names, [feeds]) for run in (way_of("none"), way))
-        for name, expected, found in zip(names, right, wrong, strict=True):
-            if compare({name: found}, {name: expected}).rms > FUSED:
+        (right,), (wrong,) = (
+            watch(model, names, [feeds], run) for run in (way_of("none"), way)
+        )
+        for name in names:
+            if compare({name: wrong[name]}, {name: right[name]}).rms > FUSED:
                 return name, feeds
     return None
 

@@ -11,7 +11,7 @@ from onnx_fliqs import openvino_runtime
 from onnx_fliqs.data import Dataset
 from onnx_fliqs.emission import TARGET_KEY, required_level
 from onnx_fliqs.errors import FliqsError, VerificationError
-from onnx_fliqs.judged import compared_names, exposed, tensor_outputs
+from onnx_fliqs.judged import compared_names, tensor_outputs
 from onnx_fliqs.lint import lint
 from onnx_fliqs.locate import find_origin, named_node
 from onnx_fliqs.prepare import calibration_batches, synthetic_data
@@ -26,6 +26,7 @@ from onnx_fliqs.verify import (
     Verification,
     compare,
     verify_graph,
+    watch,
     way_of,
     worst,
 )
@@ -151,14 +152,7 @@ def _against(graph: ir.Model, reference: ir.Model, batches: Batches) -> Comparis
     # What the outputs rest on, as far as the graph still has it under the same name.
     names = [name for name in compared_names(reference) if name in inside]
     names = names or tensor_outputs(reference)
-    plain = way_of("none")
-    mine, theirs = (
-        [
-            dict(zip(names, row, strict=True))
-            for row in plain(exposed(item, names), names, batches)
-        ]
-        for item in (graph, reference)
-    )
+    mine, theirs = (watch(item, names, batches, way_of("none")) for item in (graph, reference))
     difference = worst(compare(a, b) for a, b in zip(mine, theirs, strict=True))
     if not np.isfinite(difference.rms) or difference.rms >= 1.0:
         raise VerificationError(

@@ -29,6 +29,7 @@ __all__ = [
     "Way",
     "compare",
     "verify_graph",
+    "watch",
     "watched_names",
     "way_of",
     "worst",
@@ -217,7 +218,7 @@ def verify_graph(
         raise VerificationError(f"the emitted graph is not valid ONNX: {reason}") from error
     names = watched_names(model) if searched is None else list(searched[0])
     try:
-        plain = _watch(model, names, batches, way_of("none"))
+        plain = watch(model, names, batches, way_of("none"))
     except UnknownOperatorError:
         raise
     except FliqsError as error:
@@ -266,7 +267,8 @@ def _in_onnxruntime(
     level: OptimizationLevel, model: ir.Model, names: Sequence[str], batches: Batches
 ) -> list[list[Array]]:
     session = make_session(model, level=level)
-    return [run_session(session, names, feeds) for feeds in batches]
+    # Without names, ONNX Runtime gives everything.
+    return [run_session(session, names, feeds)[: len(names)] for feeds in batches]
 
 
 def _in_openvino(model: ir.Model, names: Sequence[str], batches: Batches) -> list[list[Array]]:
@@ -274,19 +276,26 @@ def _in_openvino(model: ir.Model, names: Sequence[str], batches: Batches) -> lis
     return [run_compiled(compiled, names, feeds) for feeds in batches]
 
 
-def _watch(
+def watch(
     model: ir.Model, names: Sequence[str], batches: Batches, way: Way
 ) -> list[dict[str, Array]]:
-    """Some values of a graph, inner ones among them; the graph as it is has to run as well."""
-    watched = exposed(model, names)
-    if watched is not model:
-        way(model, [], batches[:1])
-    return [dict(zip(names, row, strict=True)) for row in way(watched, names, batches)]
+    """Some values of a graph, inner ones among them, for each batch.
+
+    Outputs are taken from the graph as it is: with others exposed it may run otherwise.
+    """
+    known = {value.name for value in model.graph.outputs}
+    inner = [name for name in names if name not in known]
+    outputs = [name for name in names if name in known]
+    rows = [dict(zip(outputs, row, strict=True)) for row in way(model, outputs, batches)]
+    if inner:
+        for row, values in zip(rows, way(exposed(model, inner), inner, batches), strict=True):
+            row.update(zip(inner, values, strict=True))
+    return rows
 
 
 def _check(model: ir.Model, name: str, batches: Batches, plain: Sequence[Outputs]) -> Check:
     try:
-        rows = _watch(model, list(plain[0]), batches, way_of(name))
+        rows = watch(model, list(plain[0]), batches, way_of(name))
     except FliqsError as error:
         return Check(name, str(error), None)
     return Check(name, None, worst(compare(a, b) for a, b in zip(rows, plain, strict=True)))
