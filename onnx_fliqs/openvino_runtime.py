@@ -31,7 +31,8 @@ Array: TypeAlias = npt.NDArray[Any]
 
 _OPTIONS: Final = {"INFERENCE_PRECISION_HINT": "f32"}
 """Without it, processors that have bfloat16 units compute in bfloat16, and differ for that."""
-_SOURCE_PLACE: Final = re.compile(r"Exception from \S+:\d+:\s*|Check '.*?' failed at \S+:\d+:")
+_PLACE: Final = re.compile(r"Exception from \S+:\d+:|failed at \S+:\d+:?")
+_CHECK: Final = re.compile(r"Check '.*?'\s*")
 
 
 def is_installed() -> bool:
@@ -119,4 +120,6 @@ def run_compiled(
 
 def _reason(error: BaseException) -> str:
     """What OpenVINO says, on one line and without places in its source."""
-    return " ".join(_SOURCE_PLACE.sub("", str(error)).split()) or type(error).__name__
+    text = " ".join(_PLACE.sub("", str(error)).split())
+    # Some checks say nothing but their condition.
+    return _CHECK.sub("", text) or text or type(error).__name__
