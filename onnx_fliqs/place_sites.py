@@ -289,11 +289,24 @@ def _tensor_sites(
         if not node.domain and node.name not in nodes:
             _look_between(node, found, target)
     order = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
-    quantized = [value for value in order if found.has_site(value)]
+    quantized = _worth_it([value for value in order if found.has_site(value)], found)
     # Powers of two meet limits only by chance.
     for value in () if target.power_of_two_scales else quantized:
         _note_limits(value, found)
     return _with_shared_scales([_tensor_site(value, found) for value in quantized], found)
+
+
+def _worth_it(values: Sequence[ir.Value], found: _Tensors) -> list[ir.Value]:
+    """Those that an integer kernel reads, at once or behind others, or has to write.
+
+    The others would be dequantized for readers of floats: the detour costs accuracy, and of
+    some graphs that make it OpenVINO computes a part wrongly.
+    """
+    kept: set[ir.Value] = set()
+    for value in reversed(values):
+        if value in kept or value in found.readers or value in found.integers:
+            kept |= {value, *found.operands.get(value, ())}
+    return [value for value in values if value in kept]
 
 
 def _look_between(node: ir.Node, found: _Tensors, target: Target) -> None:

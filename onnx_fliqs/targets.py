@@ -264,6 +264,29 @@ _ALL: Final = (
         qdq_types=("INT8", "FLOAT8E4M3FN", "INT4"),
     ),
     Target(
+        name="openvino",
+        description="int8 and compressed weights on OpenVINO's CPU plugin",
+        kernels=(
+            Kernels(ops=("Conv", *_MATRICES), precisions=("int8",)),
+            Kernels(
+                ops=_MATRICES,
+                precisions=(
+                    "int8:float32",
+                    "int4:float32",
+                    "int4g32:float32",
+                    "int4g128:float32",
+                ),
+            ),
+        ),
+        default_space="int8,float32",
+        default_bits=8.0,
+        placement=Placement.TENSORS,
+        between_ops=("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"),
+        float_output_ops=_MATRICES,
+        qdq_types=("UINT8", "INT8", "INT4", "INT32"),
+        runtimes=("openvino",),
+    ),
+    Target(
         name="qonnx",
         description="any width for FINN and hls4ml, as QONNX (Quant and FloatQuant)",
         dialect=Dialect.QONNX,

@@ -14,8 +14,8 @@ from pass_models import LAYERED
 from support import Calibrated, calibrated, random_feeds
 
 WHY = "run by .ci/run, step conformance: needs onnxruntime 1.31 and openvino"
-pytest.importorskip("onnxruntime", "1.31", reason=WHY)
 pytest.importorskip("openvino", reason=WHY)
+pytest.importorskip("onnxruntime", "1.31", reason=WHY)
 
 DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits_cnn.onnx"
 SHARED_BOTH_WAYS = "shared_weight"
