@@ -7,7 +7,7 @@ flat arrays of :class:`SiteValues`.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, TypeAlias
 
@@ -114,7 +114,9 @@ class Site:
         """What a layer of some precision asks of this tensor."""
         if self.bias_of is not None:
             return _BIAS if precision.in_integers else FORMATS["float32"]
-        return precision.weights if self.is_weight else precision.activations
+        fmt = precision.weights if self.is_weight else precision.activations
+        grouped = fmt.group is not None and self.group_axis is None
+        return replace(fmt, group=None) if grouped else fmt
 
     def effective(self, fmt: Format) -> Format:
         """The format as this tensor takes it: shifted where its range is not symmetric."""
@@ -252,6 +254,15 @@ class SearchSpace:
         )
 
     @cached_property
+    def choices_of(self) -> Mapping[str, tuple[Precision, ...]]:
+        """For each layer, the choices of its decision."""
+        return {
+            name: choices
+            for names, choices in zip(self.decisions, self.choices, strict=True)
+            for name in names
+        }
+
+    @cached_property
     def levels(self) -> tuple[tuple[int, ...], ...]:
         """For each precision, the choice of every decision that comes closest to it.
 
@@ -348,8 +359,7 @@ class SearchSpace:
             site.asked(precision)
             for precision in self.precisions
             # What an operator between layers makes may follow from any of them.
-            if site.operands
-            or any(precision.name not in self.layer[name].excluded for name in site.layers)
+            if site.operands or any(precision in self.choices_of[name] for name in site.layers)
         )
         return tuple(site.effective(fmt) for fmt in asked if not is_passthrough(fmt))
 

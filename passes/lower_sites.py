@@ -145,7 +145,9 @@ def _weight(
         step, attributes = scale[0], {}
         if fmt.group is not None:
             assert site.group_axis is not None
-            step = scale.reshape(site.scale_shape(fmt))
+            sizes = list(tensor.const_value.shape.numpy())
+            sizes[site.group_axis] //= fmt.group
+            step = np.broadcast_to(scale.reshape(site.scale_shape(fmt)), sizes)
             attributes = {"axis": site.group_axis, "block_size": fmt.group}
         elif site.axis is not None:
             step, attributes = scale, {"axis": site.axis}

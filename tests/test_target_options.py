@@ -247,7 +247,8 @@ def test_the_quantizer_has_the_zero_point_of_its_site(
             expected[site.tensor] = round(site.negative * (2**bits - 1))
     assert {tensor: int(point) for tensor, point in points.items()} == expected
     assert expected["f"] == 0
-    assert 0 < expected["swish"] < 0.25 * 2**bits
+    assert expected["swish"] < 0.25 * 2**bits
+    assert expected["swish"] > 0 or bits == 4  # a fifteenth is too much for what lies there
     assert 0.3 * 2**bits < expected["x"] < 0.7 * 2**bits
     for point in (points["x"], points["swish"]):
         assert point.dtype == dtype
