@@ -542,6 +542,24 @@ def test_under_other_conditions_it_is_not(changes: dict[str, Any], reason: str) 
         raise AssertionError(*warnings)
 
 
+def test_a_runtime_that_fails_at_the_end_costs_no_result() -> None:
+    table, _ = profiled(World())
+    broken = World(fails_after=0.1)
+    canonical = canonicalise(chain())
+    report, warnings = report_latency(
+        table,
+        dict.fromkeys(LAYERS, "float32"),
+        canonical,
+        canonical,
+        OptimizationLevel.DEFAULT,
+        synthetic_data(canonical, 1, 0),
+        runtime=broken.runtime,
+        clock=broken.clock,
+    )
+    assert report.measured_ms is None
+    assert "out of steam" in warnings[0]
+
+
 # --- command line --------------------------------------------------------------------------
 
 
