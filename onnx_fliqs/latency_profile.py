@@ -45,6 +45,8 @@ _PER_UNKNOWN: Final = 3
 """Graphs to measure for each number that is to be found."""
 _COARSE: Final = 1.5
 """With fewer for each the fit rests on its prior; the user is told."""
+_UNRELIABLE: Final = 0.1
+"""Median error of predictions from which on the user is told."""
 _FEWEST: Final = 10
 """Graphs that are measured whatever the time limit."""
 _ERROR: Final = 0.003
@@ -149,17 +151,21 @@ def profile(
     )
     reference = runtime.load(canonical, feeds, config.threads, OptimizationLevel.DEFAULT)
     observations, times = _observe(wanted, reference, load, config, progress, clock)
-    warnings: tuple[str, ...] = ()
+    warnings = []
     if len(observations) < _COARSE * wanted.unknowns:
-        coarse = (
+        warnings.append(
             f"the table is coarse: there was time for {len(observations)} of {wanted.graphs}"
             " graphs; give it more --seconds"
         )
-        warnings = (coarse,)
     layers, borders, base, float_model = _explained(
         space, wanted, observations, times, config.seed
     )
     errors = left_out_errors(observations, wanted.kinds, wanted.near)
+    if np.median(errors) > _UNRELIABLE:
+        warnings.append(
+            f"the table is off by {np.median(errors):.0%} for every other graph that was left"
+            " out: was the machine busy with something else?"
+        )
     table = LatencyTable(
         model=fingerprint(source),
         target=target.name,
@@ -174,7 +180,7 @@ def profile(
         layers=layers,
         borders=borders,
     )
-    return table, warnings
+    return table, tuple(warnings)
 
 
 @dataclass(frozen=True, slots=True)

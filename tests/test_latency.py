@@ -259,9 +259,14 @@ def test_time_is_kept_and_too_little_of_it_is_said() -> None:
     table, warnings = profiled(world, ProfileConfig(seconds=0.5))
     assert world.now < 3
     assert table.assignments == 10
-    assert warnings == (
-        "the table is coarse: there was time for 10 of 30 graphs; give it more --seconds",
+    assert warnings[0] == (
+        "the table is coarse: there was time for 10 of 30 graphs; give it more --seconds"
     )
+
+
+def test_a_busy_machine_is_suspected() -> None:
+    _, warnings = profiled(World(noise=1.5), ProfileConfig(seconds=1))
+    assert any("was the machine busy" in warning for warning in warnings)
 
 
 def test_progress_counts_graphs() -> None:
