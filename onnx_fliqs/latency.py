@@ -144,8 +144,8 @@ class LatencyTable:
             raise ConfigError("the latency table is of another model: profile this one")
         if self.target != target:
             raise ConfigError(
-                f"the latency table is of target {self.target}, not {target}: profile with"
-                f" --target {target}"
+                f"the latency table is of target {self.target}, not {target}: search with"
+                f" --target {self.target}, or profile with --target {target}"
             )
         for names, choices in zip(space.decisions, choice_names(space), strict=True):
             for name in names:

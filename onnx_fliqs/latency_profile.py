@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -36,6 +36,7 @@ from onnx_fliqs.runners import (
     time_pairs,
 )
 from onnx_fliqs.runtime import OptimizationLevel
+from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.targets import parse_target
 
 __all__ = ["ProfileConfig", "ProfileProgress", "conditions_of", "profile"]
@@ -44,6 +45,8 @@ _PER_UNKNOWN: Final = 3
 """Graphs to measure for each number that is to be found."""
 _COARSE: Final = 1.5
 """With fewer for each the fit rests on its prior; the user is told."""
+_UNRELIABLE: Final = 0.1
+"""Median error of predictions from which on the user is told."""
 _FEWEST: Final = 10
 """Graphs that are measured whatever the time limit."""
 _ERROR: Final = 0.003
@@ -142,47 +145,114 @@ def profile(
         graph = emit_graph(canonical, space, space.assign(choices), scales, target)
         return runtime.load(graph, feeds, config.threads, OptimizationLevel.DEFAULT)
 
-    near = neighbours(canonical, space)
     names = choice_names(space)
-    kinds = [tuple(map(kind_of, row)) for row in names]
-    unknowns = 1 + sum(len(row) - 1 for row in names) + len(near)
-    wanted = max(_FEWEST, _PER_UNKNOWN * unknowns)
-    observations: list[Observation] = []
-    reference_times: list[float] = []
+    wanted = _Wanted(
+        names, tuple(tuple(map(kind_of, row)) for row in names), neighbours(canonical, space)
+    )
     reference = runtime.load(canonical, feeds, config.threads, OptimizationLevel.DEFAULT)
+    observations, times = _observe(wanted, reference, load, config, progress, clock)
+    warnings = []
+    if len(observations) < _COARSE * wanted.unknowns:
+        warnings.append(
+            f"the table is coarse: there was time for {len(observations)} of {wanted.graphs}"
+            " graphs; give it more --seconds"
+        )
+    layers, borders, base, float_model = _explained(
+        space, wanted, observations, times, config.seed
+    )
+    errors = left_out_errors(observations, wanted.kinds, wanted.near)
+    if np.median(errors) > _UNRELIABLE:
+        warnings.append(
+            f"the table is off by {np.median(errors):.0%} for every other graph that was left"
+            " out: was the machine busy with something else?"
+        )
+    table = LatencyTable(
+        model=fingerprint(source),
+        target=target.name,
+        conditions=conditions,
+        seed=config.seed,
+        assignments=len(observations),
+        repetitions=len(times),
+        median_error=float(np.median(errors)),
+        largest_error=float(np.percentile(errors, 90)),
+        float_model=float_model,
+        base_ms=base,
+        layers=layers,
+        borders=borders,
+    )
+    return table, tuple(warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is to be found."""
+
+    names: tuple[tuple[str, ...], ...]
+    """For each decision, the names of its choices."""
+    kinds: tuple[tuple[str, ...], ...]
+    """The kinds of numbers of those."""
+    near: tuple[tuple[int, int], ...]
+    """Pairs of decisions that may have a border between them."""
+
+    @property
+    def unknowns(self) -> int:
+        """How many numbers the fit has to find."""
+        return 1 + sum(len(row) - 1 for row in self.names) + len(self.near)
+
+    @property
+    def graphs(self) -> int:
+        """How many graphs tell them."""
+        return max(_FEWEST, _PER_UNKNOWN * self.unknowns)
+
+
+def _observe(
+    wanted: _Wanted,
+    reference: Runner,
+    load: Callable[[Choices], Runner],
+    config: ProfileConfig,
+    progress: Callable[[ProfileProgress], None] | None,
+    clock: Clock,
+) -> tuple[list[Observation], list[float]]:
+    """Time assignments, each in turn with the float model; also the times of that.
+
+    One graph at a time is in memory. What is left of the time is shared out anew before each.
+    """
+    observations: list[Observation] = []
+    times: list[float] = []
     started = clock()
     rng = np.random.default_rng(config.seed)
-    for choices in itertools.islice(_assignments(names, rng), wanted):
+    for choices in itertools.islice(_assignments(wanted.names, rng), wanted.graphs):
         begun = clock()
         left = config.seconds - (begun - started)
         if left <= 0 and len(observations) >= _FEWEST:
             break
-        share = left / (wanted - len(observations))
+        share = min(left / (wanted.graphs - len(observations)), _LONGEST)
         runner = load(choices)
         share -= clock() - begun
-        pairs = time_pairs(
-            reference, runner, seconds=min(share, _LONGEST), error=_ERROR, clock=clock
-        )
+        pairs = time_pairs(reference, runner, seconds=share, error=_ERROR, clock=clock)
         observations.append(Observation(choices, pairs.ratio, pairs.error))
-        reference_times += pairs.reference
+        times += pairs.reference
         if progress is not None:
-            float_ms = 1e3 * float(np.median(reference_times))
-            progress(ProfileProgress(len(observations), wanted, float_ms))
-    warnings: tuple[str, ...] = ()
-    if len(observations) < _COARSE * unknowns:
-        coarse = (
-            f"the table is coarse: there was time for {len(observations)} of {wanted} graphs;"
-            " give it more --seconds"
-        )
-        warnings = (coarse,)
+            float_ms = 1e3 * float(np.median(times))
+            progress(ProfileProgress(len(observations), wanted.graphs, float_ms))
+    return observations, times
 
-    found = fit(observations, kinds, near)
-    errors = left_out_errors(observations, kinds, near)
-    around = spread(observations, kinds, near, np.random.default_rng([config.seed, 1]))
-    low, unit, high = (1e3 * float(q) for q in np.percentile(reference_times, (25, 50, 75)))
-    layers = {}
+
+def _explained(
+    space: SearchSpace,
+    wanted: _Wanted,
+    observations: Sequence[Observation],
+    times: Sequence[float],
+    seed: int,
+) -> tuple[dict[str, Mapping[str, Estimate]], tuple[LatencyBorder, ...], float, Estimate]:
+    """Layers, borders, base and float model of the table, in milliseconds."""
+    found = fit(observations, wanted.kinds, wanted.near)
+    rng = np.random.default_rng([seed, 1])
+    around = spread(observations, wanted.kinds, wanted.near, rng)
+    low, unit, high = (1e3 * float(q) for q in np.percentile(times, (25, 50, 75)))
+    layers: dict[str, Mapping[str, Estimate]] = {}
     for decided, row, values, quartiles in zip(
-        space.decisions, names, found.rows, around.rows, strict=True
+        space.decisions, wanted.names, found.rows, around.rows, strict=True
     ):
         # Layers that share a decision are told apart by no measurement.
         scale = unit / len(decided)
@@ -191,27 +261,15 @@ def profile(
             for name, *numbers in zip(row, values, *quartiles, strict=True)
         }
         layers.update(dict.fromkeys(decided, entries))
-    table = LatencyTable(
-        model=fingerprint(source),
-        target=target.name,
-        conditions=conditions,
-        seed=config.seed,
-        assignments=len(observations),
-        repetitions=len(reference_times),
-        median_error=float(np.median(errors)),
-        largest_error=float(np.percentile(errors, 90)),
-        float_model=Estimate(unit, low, high),
-        base_ms=unit * found.base,
-        layers={layer.name: layers[layer.name] for layer in space.layers},
-        borders=tuple(
-            LatencyBorder(
-                (space.decisions[border.first][0], space.decisions[border.second][0]),
-                Estimate(unit * border.cost, unit * quartiles[0], unit * quartiles[1]),
-            )
-            for border, quartiles in zip(found.borders, around.borders, strict=True)
-        ),
+    borders = tuple(
+        LatencyBorder(
+            (space.decisions[border.first][0], space.decisions[border.second][0]),
+            Estimate(unit * border.cost, unit * quartiles[0], unit * quartiles[1]),
+        )
+        for border, quartiles in zip(found.borders, around.borders, strict=True)
     )
-    return table, warnings
+    ordered = {layer.name: layers[layer.name] for layer in space.layers}
+    return ordered, borders, unit * found.base, Estimate(unit, low, high)
 
 
 def conditions_of(runtime: Runtime, feeds: Feeds, threads: int | None) -> Conditions:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnx_fliqs.data import Dataset
-from onnx_fliqs.errors import EnvironmentMissingError
+from onnx_fliqs.errors import FliqsError
 from onnx_fliqs.latency import LatencyTable
 from onnx_fliqs.latency_profile import conditions_of
 from onnx_fliqs.runners import Clock, Runtime, runtime_of, time_pairs
@@ -68,21 +68,22 @@ def report_latency(
     runtime = runtime or runtime_of(table.target)
     threads = table.conditions.threads
     feeds = data.batch(np.arange(data.fixed_batch or table.batch_size) % len(data))
-    try:
-        reason = table.conditions.why_not(conditions_of(runtime, feeds, threads))
-    except EnvironmentMissingError as error:
-        reason = str(error)
     ours: float | None = None
     theirs: float | None = None
-    if reason is None:
-        pairs = time_pairs(
-            runtime.load(float_model, feeds, threads, OptimizationLevel.DEFAULT),
-            runtime.load(graph, feeds, threads, level),
-            seconds=_SECONDS,
-            error=_ERROR,
-            clock=clock,
-        )
-        theirs, ours = (1e3 * statistics.median(x) for x in (pairs.reference, pairs.other))
+    try:
+        reason = table.conditions.why_not(conditions_of(runtime, feeds, threads))
+        if reason is None:
+            pairs = time_pairs(
+                runtime.load(float_model, feeds, threads, OptimizationLevel.DEFAULT),
+                runtime.load(graph, feeds, threads, level),
+                seconds=_SECONDS,
+                error=_ERROR,
+                clock=clock,
+            )
+            theirs, ours = (1e3 * statistics.median(x) for x in (pairs.reference, pairs.other))
+    except FliqsError as error:
+        # No reason to lose what was searched.
+        reason = str(error)
     report = LatencyReport(
         predicted_ms=table.predict(chosen),
         float_ms=table.float_model.ms,
