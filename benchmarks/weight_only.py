@@ -74,7 +74,11 @@ def _graph(form: str, size: int, gemm: bool) -> bytes:
             nodes.append(helper.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xf"]))
             left = "xf"
         nodes.append(helper.make_node("DequantizeLinear", operands, ["wf"], **attributes))
-    if gemm:
+    if gemm and form == "QDQ":
+        initializers["b8"] = numpy_helper.from_array(np.zeros(size, np.int32), "b8")
+        initializers["bs"] = numpy_helper.from_array(scale[0] * np.float32(4 / 127), "bs")
+        nodes.append(helper.make_node("DequantizeLinear", ["b8", "bs"], ["b"], axis=0))
+    elif gemm:
         initializers["b"] = numpy_helper.from_array(np.zeros(size, np.float32), "b")
     operator = ("Gemm", [left, right, "b"]) if gemm else ("MatMul", [left, right])
     nodes.append(helper.make_node(*operator, ["y"]))
