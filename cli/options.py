@@ -48,7 +48,7 @@ def data(required: bool, text: str) -> Callable[[_F], _F]:
 
 def target(default: str | None) -> Callable[[_F], _F]:
     """The option --target."""
-    return click.option("--target", default=default, help="generic or ort-cpu.")
+    return click.option("--target", default=default, help="generic, ort-cpu or qonnx.")
 
 
 def remove_quantization(function: _F) -> _F:

@@ -278,7 +278,7 @@ def validate(
     """Run a graph unoptimised and as its target's runtimes would, and compare.
 
     Args:
-        model: A QDQ graph, from here or from elsewhere.
+        model: A quantized graph, from here or from elsewhere.
         target: Check the rules of this target; None: the one that the graph names, if any.
         reference: The float model that it was made from.
         data: Samples to compare on; None: made-up inputs.

@@ -23,7 +23,7 @@ QUANT: Final = "Quant"
 """Integers. QONNX 1.0 also calls it ``IntQuant``, but FINN and most of QONNX's own
 transformations look for the old name only."""
 FLOAT_QUANT: Final = "FloatQuant"
-"""Minifloats (since QONNX 0.4)."""
+"""Minifloats; since QONNX 1.0."""
 OLDEST_OPSET: Final = 12
 """The first opset of the standard operators that these definitions can be written in."""
 

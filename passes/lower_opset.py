@@ -32,7 +32,7 @@ class LowerOpsetPass(ir.passes.InPlacePass):
     Before:  <opset_import: ["" : 21]>  y = QuantizeLinear (x, scale, zero_point)
     After:   <opset_import: ["" : 20]>  y = QuantizeLinear (x, scale, zero_point)
 
-    New opsets mostly add types. Older runtimes run the older declaration.
+    New opsets mostly add types. Older runtimes and tools read the older declaration.
 
     Requires: an opset that is not older than the first in question.
     Ensures: the opset is the oldest, from ``oldest`` on, that knows every operator, attribute
