@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnx_fliqs.formats import Format, grid_code
 from onnx_fliqs.runtime import make_session, run_session
-from onnx_fliqs.sites import ScaleTable, SearchSpace, Site
+from onnx_fliqs.sites import ScaleTable, SearchSpace, Site, computed_in_integers
 
 __all__ = [
     "Observer",
@@ -22,6 +22,7 @@ __all__ = [
     "blended",
     "distortions",
     "least_squares_scales",
+    "leave_room_for_biases",
     "sample_values",
     "sampled",
     "weight_scales",
@@ -48,6 +49,8 @@ _SMALLEST_SCALE: Final = 1e-12
 _SMALLEST_CHANNEL: Final = 2.0**-14
 """Least scale of a channel as a share of its tensor's largest: a dead channel must not make
 the int32 code of its bias overflow."""
+_LARGEST_BIAS_CODE: Final = 2.0**30
+"""Half of what int32 holds: training and bias correction move biases after calibration."""
 
 
 def least_squares_scales(values: Array, fmt: Format) -> Array:
@@ -136,6 +139,41 @@ def weight_scales(
             scales = least_squares_scales(rows, fmt)
             floor = np.float32(scales.max() * _SMALLEST_CHANNEL)
             table[site.name, fmt.name] = np.maximum(scales, floor)
+    return table
+
+
+def leave_room_for_biases(
+    space: SearchSpace, scales: ScaleTable, weights: Mapping[str, npt.NDArray[Any]]
+) -> dict[tuple[str, str], Array]:
+    """Enlarge the scales of weights beside which the code of a bias would not fit in int32.
+
+    A bias beside integer products is stored in units of the product of two scales. Where an
+    activation was always 0, or a channel has hardly any weights, that unit is so small that a
+    common bias is beyond int32. The weights that a larger scale rounds away count for nothing
+    beside such a bias.
+
+    Args:
+        space: What is searched.
+        scales: Scales of activations and weights.
+        weights: Value name → weight or bias.
+
+    Returns:
+        All scales.
+    """
+    table = dict(scales)
+    for site in space.sites:
+        if site.bias_of is None:
+            continue
+        activation, weight = (space.site[name] for name in site.bias_of)
+        formats = [fmt for fmt in space.formats if computed_in_integers(fmt)]
+        taken = {activation.effective(fmt).name for fmt in formats}
+        step = min(float(scales[activation.name, name][0]) for name in taken)
+        bias = np.abs(np.asarray(weights[site.tensor], np.float64))
+        largest = bias if weight.channels == bias.size else bias.max(keepdims=True, initial=0)
+        floor = (largest / (step * _LARGEST_BIAS_CODE)).astype(np.float32)
+        for fmt in formats:
+            key = weight.name, weight.effective(fmt).name
+            table[key] = np.maximum(table[key], floor)
     return table
 
 

@@ -28,7 +28,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
-from onnx_fliqs.calibrate import activation_scales, blended, sample_values, weight_scales
+from onnx_fliqs.calibrate import (
+    activation_scales,
+    blended,
+    leave_room_for_biases,
+    sample_values,
+    weight_scales,
+)
 from onnx_fliqs.checkpoint import Checkpoint
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import (
@@ -418,7 +424,8 @@ class _Run:
         )
         samples = sample_values([seen], 1, config.seed)
         running = blended(state.scales, activation_scales(space, samples), _KEPT_SCALE)
-        return running | weight_scales(space, weights, config.seed)
+        running |= weight_scales(space, weights, config.seed)
+        return leave_room_for_biases(space, running, weights)
 
     # --- checkpoints -----------------------------------------------------------------------
 

@@ -37,6 +37,12 @@ _WORTH_IT: Final = 0.01
 """Largest factor, in powers of two, that is not worth a change: a second run, which finds no
 more than what rounding and the iteration left, changes nothing."""
 
+_DEAD: Final = 8.0
+"""Share of the largest range, as a power of two, below which a channel has no weights to speak
+of. By its weights its bias would be divided by nearly 0, and dwarf all other activations."""
+_LOWEST: Final = -1e3
+"""Below the logarithm of any weight."""
+
 _ELEMENTWISE: Final = ("Relu", "LeakyRelu", "PRelu")
 _POOLING: Final = ("AveragePool", "MaxPool", "GlobalAveragePool", "GlobalMaxPool")
 _REDUCING: Final = ("ReduceMean", "ReduceSum", "ReduceMax")
@@ -60,7 +66,8 @@ class EqualizeLayersPass(ir.passes.InPlacePass):
     Requires: opset >= 18, where reductions take their axes as an input; constant weights.
     Ensures: results change by float32 rounding only; the graph's signature is unchanged; a
         weight that several nodes read, and a tensor that is read twice or is an output of the
-        graph, keep their numbers; so do channels without weights on one side.
+        graph, keep their numbers. A channel that has hardly any weights on one side gets the
+        factor of the median channel.
     Idempotent: channels that are equal to within 1 % are left alone.
     """
 
@@ -107,11 +114,13 @@ def _chains(model: ir.Model) -> Iterator["_Chain"]:
             node, link = follower[nodes[-1]]
             nodes.append(node)
             links.append(link)
-        layers = map(linear_layer, nodes)
-        with np.errstate(divide="ignore"):
-            sizes = [np.log2(layer.magnitudes()) for layer in layers if layer is not None]
-        counts = [size.shape[0] * size.shape[1] for size in sizes[:-1]]
-        yield _Chain(nodes, links, sizes, [np.zeros(count) for count in counts])
+        yield _Chain(nodes, links)
+
+
+def _layer(node: ir.Node) -> LinearLayer:
+    layer = linear_layer(node)
+    assert layer is not None
+    return layer
 
 
 def _scalable(node: ir.Node) -> LinearLayer | None:
@@ -237,17 +246,27 @@ def _positive(axes: npt.NDArray[np.generic], rank: int) -> tuple[int, ...]:
 # --- factors -------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
 class _Chain:
     """Layers that follow one another, and the factors of the channels between them."""
 
-    nodes: Sequence[ir.Node]
-    links: Sequence[_Link]
-    sizes: Sequence[_Array]
-    """Logarithms (as all here, to base 2) of the magnitudes of each layer's weights."""
-    factors: list[_Array]
-    """For each link, the logarithm of a factor per channel: the weights before the link are
-    divided, those behind it multiplied."""
+    def __init__(self, nodes: Sequence[ir.Node], links: Sequence[_Link]) -> None:
+        self._nodes = nodes
+        self.links = links
+        with np.errstate(divide="ignore"):
+            # Logarithms to base 2, as all in here.
+            self._sizes = [np.log2(_layer(node).magnitudes()) for node in nodes]
+        counts = [size.shape[0] * size.shape[1] for size in self._sizes[:-1]]
+        self.factors = [np.zeros(count) for count in counts]
+        """For each link, one number per channel: the weights before the link are divided,
+        those behind it multiplied."""
+        self._alive = [self._find_alive(index) for index in range(len(links))]
+
+    def _find_alive(self, index: int) -> npt.NDArray[np.bool_]:
+        """Which channels of a link have weights on both sides."""
+        sides = (self._before(index), self._behind(index))
+        before, behind = (side > max(side.max(), _LOWEST) - _DEAD for side in sides)
+        alive: npt.NDArray[np.bool_] = before & behind
+        return alive
 
     def equalize(self) -> None:
         """Let each factor be the one that makes the ranges on both sides equal.
@@ -259,21 +278,23 @@ class _Chain:
             moved = [self._equalize(index) for index in range(len(self.links))]
             if max(moved) < _CONVERGED:
                 return
-        logger.debug("a chain of %d layers still moves by %g", len(self.nodes), max(moved))
+        logger.debug("a chain of %d layers still moves by %g", len(self._nodes), max(moved))
 
     def _equalize(self, index: int) -> float:
         """Equalize one link; how far that moved its factors."""
-        before, behind = self._before(index), self._behind(index)
-        found = np.zeros_like(before)
-        alive = np.isfinite(before) & np.isfinite(behind)
-        found[alive] = (before[alive] - behind[alive]) / 2
+        alive = self._alive[index]
+        if not alive.any():
+            return 0.0
+        ratio = self._before(index)[alive] - self._behind(index)[alive]
+        found = np.full(len(alive), np.median(ratio) / 2)
+        found[alive] = ratio / 2
         moved = np.abs(found - self.factors[index]).max()
         self.factors[index] = found
         return float(moved)
 
     def _before(self, index: int) -> _Array:
         """The range of each channel in the layer before a link."""
-        found = self.sizes[index]
+        found = self._sizes[index]
         if index:
             arriving = self.factors[index - 1][self.links[index - 1].source]
             found = found + arriving.reshape(len(found), 1, -1)
@@ -282,7 +303,7 @@ class _Chain:
 
     def _behind(self, index: int) -> _Array:
         """The range of each channel in the layer behind a link."""
-        found, link = self.sizes[index + 1], self.links[index]
+        found, link = self._sizes[index + 1], self.links[index]
         if index + 1 < len(self.links):
             found = found - self.factors[index + 1].reshape(len(found), -1, 1)
         ranges = np.full(self.factors[index].shape, -np.inf)
@@ -292,9 +313,8 @@ class _Chain:
     def apply(self, taken: set[str]) -> None:
         """Write the weights, the biases and the constants between them."""
         none = np.zeros(1)
-        for index, node in enumerate(self.nodes):
-            layer = linear_layer(node)
-            assert layer is not None
+        for index, node in enumerate(self._nodes):
+            layer = _layer(node)
             weight: _Array | None = layer.weight
             if index:
                 link = self.links[index - 1]

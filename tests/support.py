@@ -15,7 +15,13 @@ import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from onnx_fliqs.calibrate import Observer, activation_scales, sample_values, weight_scales
+from onnx_fliqs.calibrate import (
+    Observer,
+    activation_scales,
+    leave_room_for_biases,
+    sample_values,
+    weight_scales,
+)
 from onnx_fliqs.emission import emit_graph
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.formats import FORMATS, Format, IntFormat
@@ -256,7 +262,7 @@ def calibrated(
         site.tensor: initializer(model, site.tensor) for site in space.sites if site.is_weight
     }
     scales = activation_scales(space, samples) | weight_scales(space, weights, seed=0)
-    return Calibrated(model, space, scales, profile)
+    return Calibrated(model, space, leave_room_for_biases(space, scales, weights), profile)
 
 
 @functools.cache

@@ -24,11 +24,11 @@ def inferred(plain: ir.Model) -> ir.Model:
 
 
 def rescaled(plain: ir.Model, name: str, axis: int, seed: int = 0) -> None:
-    """Spread the channels of a weight over four orders of magnitude."""
+    """Spread the channels of a weight over two orders of magnitude."""
     weight = initializer(plain, name)
     shape = [1] * weight.ndim
     shape[axis] = weight.shape[axis]
-    spread = 10.0 ** np.random.default_rng(seed).uniform(-2, 2, shape)
+    spread = 10.0 ** np.random.default_rng(seed).uniform(-1, 1, shape)
     array = (weight * spread).astype(np.float32)
     plain.graph.initializers[name].const_value = ir.tensor(array, name=name)
 
@@ -244,7 +244,7 @@ def test_a_shared_bias_is_copied() -> None:
     assert "b_equalized" in result.graph.initializers
 
 
-def test_dead_channels_keep_their_numbers() -> None:
+def test_the_bias_of_a_dead_channel_does_not_dwarf_the_others() -> None:
     plain = model(
         """g (float[N,5] x) => (float[N,4] y) {
             c = Gemm (x, w1, b)
@@ -252,16 +252,15 @@ def test_dead_channels_keep_their_numbers() -> None:
             y = Gemm (r, w2) }""",
         weights={"w1": (5, 6), "w2": (6, 4), "b": (6,)},
     )
-    first, second = (np.array(initializer(plain, name)) for name in ("w1", "w2"))
-    first[:, 0] = 0
-    second[1] = 0
-    for name, array in (("w1", first), ("w2", second)):
-        plain.graph.initializers[name].const_value = ir.tensor(array, name=name)
     rescaled(plain, "w1", 1)
+    first = np.array(initializer(plain, "w1"))
+    first[:, 0], first[:, 1] = 0, first[:, 1] * 1e-20
+    plain.graph.initializers["w1"].const_value = ir.tensor(first, name="w1")
     result = check_pass(EqualizeLayersPass(), inferred(plain), rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(initializer(result, "w2")[:2], second[:2])
-    np.testing.assert_array_equal(initializer(result, "b")[:2], initializer(plain, "b")[:2])
-    assert not np.array_equal(initializer(result, "w2")[2:], second[2:])
+    factors = initializer(result, "b") / initializer(plain, "b")
+    np.testing.assert_allclose(
+        factors[:2], np.exp2(np.median(np.log2(factors[2:]))), rtol=1e-5
+    )
 
 
 # -- random chains --------------------------------------------------------------------------
@@ -282,9 +281,9 @@ def chains(draw: st.DrawFn) -> ir.Model:
         weights |= {f"w{index}": shape, f"b{index}": (wide,)}
         operator = "ConvTranspose" if kind == "ConvTranspose" else "Conv"
         bias = f", b{index}" if draw(st.booleans()) else ""
-        pads = size // 2
+        pads = str(size // 2)
         lines.append(
-            f"c{index} = {operator} <group = {groups}, pads = [{pads}, {pads}, {pads}, {pads}]>"
+            f"c{index} = {operator} <group = {groups}, pads = [{', '.join([pads] * 4)}]>"
             f" ({value}, w{index}{bias})"
         )
         value = f"c{index}"
