@@ -37,9 +37,10 @@ _WORTH_IT: Final = 0.01
 """Largest factor, in powers of two, that is not worth a change: a second run, which finds no
 more than what rounding and the iteration left, changes nothing."""
 
-_DEAD: Final = 8.0
-"""Share of the largest range, as a power of two, below which a channel has no weights to speak
-of. By its weights its bias would be divided by nearly 0, and dwarf all other activations."""
+_DEAD: Final = 16.0
+"""A channel whose ranges on both sides have a product that is smaller than the largest by more
+than this power of two has no weights to speak of. By them its bias would be divided by nearly
+0, and dwarf all other activations."""
 _LOWEST: Final = -1e3
 """Below the logarithm of any weight."""
 
@@ -262,10 +263,9 @@ class _Chain:
         self._alive = [self._find_alive(index) for index in range(len(links))]
 
     def _find_alive(self, index: int) -> npt.NDArray[np.bool_]:
-        """Which channels of a link have weights on both sides."""
-        sides = (self._before(index), self._behind(index))
-        before, behind = (side > max(side.max(), _LOWEST) - _DEAD for side in sides)
-        alive: npt.NDArray[np.bool_] = before & behind
+        """Which channels of a link have weights on both sides; factors do not change it."""
+        product = self._before(index) + self._behind(index)
+        alive: npt.NDArray[np.bool_] = product > max(product.max(), _LOWEST) - _DEAD
         return alive
 
     def equalize(self) -> None:
