@@ -72,8 +72,8 @@ def image(between: str, second: str = "Conv (m, w2)", **constants: list[int]) ->
 
 def rows(between: str, first: str, second: str, axes: tuple[int, int]) -> Pair:
     text = f"(float[N,5] x) => (y) {{ c = {first}\n{between}\ny = {second} }}"
-    shapes = [(6, 5) if axes[0] == 0 else (5, 6), (6, 4) if axes[1] == 0 else (4, 6)]
-    return Pair(text, *shapes, axes, {})
+    wide, narrow = (6, 5) if axes[0] == 0 else (5, 6), (6, 4) if axes[1] == 0 else (4, 6)
+    return Pair(text, wide, narrow, axes, {})
 
 
 SCALED = {
@@ -269,7 +269,9 @@ def test_the_bias_of_a_dead_channel_does_not_dwarf_the_others() -> None:
 @st.composite
 def chains(draw: st.DrawFn) -> ir.Model:
     """Three to six layers of any kind and width, with anything that commutes between them."""
-    width, lines, weights, value = 4, [], {}, "x"
+    width, value = 4, "x"
+    lines: list[str] = []
+    weights: dict[str, tuple[int, ...]] = {}
     for index in range(draw(st.integers(3, 6))):
         kind = draw(st.sampled_from(["Conv", "ConvTranspose", "depthwise", "grouped"]))
         size = draw(st.sampled_from([1, 3]))
@@ -335,13 +337,13 @@ def test_each_layer_gets_a_bias_of_its_own() -> None:
     )
     result = check_pass(SeparateBiasesPass(), plain)
     biases = {
-        node.name or node.outputs[0].name: node.inputs[2].name
+        node.outputs[0].name: str(node.inputs[2] and node.inputs[2].name)
         for node in result.graph
         if node.op_type in ("Conv", "ConvTranspose", "Gemm")
     }
     assert biases == {"c1": "b_separate", "c2": "w2_bias", "g1": "w3_bias"}
     addition = next(node for node in result.graph if node.op_type == "Add")
-    assert [value.name for value in addition.inputs] == ["b", "m"]
+    assert [value.name for value in addition.inputs if value is not None] == ["b", "m"]
     assert [initializer(result, name).shape for name in ("w2_bias", "w3_bias")] == [(4,), (4,)]
 
 
