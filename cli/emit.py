@@ -17,6 +17,17 @@ __all__ = ["command"]
 @options.data(False, "Samples (.npz) to calibrate the activations' thresholds.")
 @options.target(None)
 @options.remove_quantization
+@click.option(
+    "--equalize/--no-equalize",
+    help="Equalize the weight ranges of neighbouring layers first (cross-layer equalization).",
+    show_default=True,
+)
+@click.option(
+    "--bias-correction/--no-bias-correction",
+    default=True,
+    help="Take the mean error of each layer, measured on --data, out of its bias.",
+    show_default=True,
+)
 @options.output(True, "The quantized model.")
 @options.custom_ops
 @options.json_output
@@ -26,6 +37,8 @@ def command(
     data: Path | None,
     target: str | None,
     remove_quantization: bool,
+    equalize: bool,
+    bias_correction: bool,
     output: Path,
     as_json: bool,
 ) -> None:
@@ -38,7 +51,13 @@ def command(
     options.check_output(output, model, data, assignment)
     chosen = Assignment.read(assignment)
     result = api.emit(
-        model, chosen, data, target=target, remove_quantization=remove_quantization
+        model,
+        chosen,
+        data,
+        target=target,
+        remove_quantization=remove_quantization,
+        equalize=equalize,
+        bias_correction=bias_correction,
     )
     save_model(result.model, output)
     render.print_warnings(result.warnings)

@@ -9,6 +9,7 @@ from typing import Any, Final
 import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
+from onnx_fliqs.bias_correction import corrected_biases
 from onnx_fliqs.cost import cost_of
 from onnx_fliqs.data import Dataset, input_specs, load_npz
 from onnx_fliqs.emission import emit as emit_verified
@@ -34,6 +35,7 @@ from onnx_fliqs.prepare import (
     calibration_batches,
     prepare,
     synthetic_data,
+    with_weights,
 )
 from onnx_fliqs.report import SearchResult, layer_reports
 from onnx_fliqs.runtime import OptimizationLevel, make_session
@@ -155,6 +157,8 @@ def emit(
     *,
     target: str | None = None,
     remove_quantization: bool = False,
+    equalize: bool = False,
+    bias_correction: bool = True,
 ) -> SearchResult:
     """Emit an assignment with the model's own weights: post-training quantization.
 
@@ -164,6 +168,9 @@ def emit(
         data: Samples to calibrate the activations' thresholds; None: made-up inputs.
         target: Name of a target; None: the assignment's.
         remove_quantization: Turn a quantized model back into a float model, not refuse it.
+        equalize: Equalize the weight ranges of the channels between layers first.
+        bias_correction: Take the mean error of each layer, measured on the data, out of its
+            bias. Made-up inputs do not tell it: without data the biases stay.
 
     Raises:
         ConfigError: The assignment does not fit the model or the target.
@@ -177,17 +184,28 @@ def emit(
     dataset = None if data is None else _dataset(data, source)
     ordered = sorted(set(named.values()), key=lambda precision: precision.order)
     prepared = prepare(
-        source, dataset, profile, ordered, remove_quantization=remove_quantization
+        source,
+        dataset,
+        profile,
+        ordered,
+        remove_quantization=remove_quantization,
+        equalize=equalize,
+        separate_biases=bias_correction and dataset is not None,
     )
     chosen = assignment.precisions(prepared.space)
     if dataset is None:
         dataset = synthetic_data(prepared.canonical, _SYNTHETIC_SAMPLES, _SEED)
-        warnings.append("no data was given: thresholds rest on made-up inputs; pass --data")
+        warnings.append(
+            "no data was given: thresholds rest on made-up inputs, and biases are not"
+            " corrected; pass --data"
+        )
     prepared, scales, _ = calibrate(prepared, profile, dataset, _SEED)
-    batches = [batch.inputs for batch in calibration_batches(dataset)[:2]]
-    emitted = emit_verified(
-        prepared.canonical, prepared.space, chosen, scales, profile, batches
-    )
+    batches = [batch.inputs for batch in calibration_batches(dataset)]
+    shipped = prepared.canonical
+    if bias_correction and not dataset.synthetic:
+        biases = corrected_biases(shipped, prepared.space, chosen, scales, batches)
+        shipped = with_weights(shipped, biases)
+    emitted = emit_verified(shipped, prepared.space, chosen, scales, profile, batches[:2])
     objective, float_quality, quantized = _qualities(
         prepared.canonical, emitted.graph, emitted.level, dataset
     )

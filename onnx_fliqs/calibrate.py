@@ -30,6 +30,7 @@ __all__ = [
     "blended",
     "distortions",
     "least_squares_scales",
+    "leave_room_for_biases",
     "negative_shares",
     "power_of_two_scales",
     "sample_values",
@@ -59,6 +60,8 @@ _SMALLEST_SCALE: Final = 1e-12
 _SMALLEST_CHANNEL: Final = 2.0**-14
 """Least scale of a channel as a share of its tensor's largest: a dead channel must not make
 the int32 code of its bias overflow."""
+_LARGEST_BIAS_CODE: Final = 2.0**30
+"""Half of what int32 holds: training and bias correction move biases after calibration."""
 
 
 def least_squares_scales(values: Array, fmt: Format) -> Array:
@@ -178,6 +181,44 @@ def weight_scales(
                 table[site.name, fmt.name] = power_of_two_scales(
                     rows, table[site.name, fmt.name], fmt
                 )
+    return table
+
+
+def leave_room_for_biases(
+    space: SearchSpace, scales: ScaleTable, weights: Mapping[str, npt.NDArray[Any]]
+) -> dict[tuple[str, str], Array]:
+    """Enlarge the scales of weights beside which the code of a bias would not fit in int32.
+
+    A bias beside integer products is stored in units of the product of two scales. Where an
+    activation was always 0, or a channel has hardly any weights, that unit is so small that a
+    common bias is beyond int32. The weights that a larger scale rounds away count for nothing
+    beside such a bias.
+
+    Args:
+        space: What is searched.
+        scales: Scales of activations and weights.
+        weights: Value name → weight or bias.
+
+    Returns:
+        All scales.
+    """
+    table = dict(scales)
+    for site in space.sites:
+        if site.bias_of is None:
+            continue
+        activation, weight = (space.site[name] for name in site.bias_of)
+        precisions = [p for p in space.precisions if p.in_integers]
+        taken = {activation.effective(p.activations).name for p in precisions}
+        step = min(float(scales[activation.name, name][0]) for name in taken)
+        bias = np.abs(np.asarray(weights[site.tensor], np.float64))
+        largest = bias if weight.channels == bias.size else bias.max(keepdims=True, initial=0)
+        floor = (largest / (step * _LARGEST_BIAS_CODE)).astype(np.float32)
+        if space.power_of_two_scales:
+            floor = np.exp2(np.ceil(np.log2(np.maximum(floor, _SMALLEST_SCALE))))
+        for precision in precisions:
+            key = weight.name, precision.weights.name
+            if key in table:
+                table[key] = np.maximum(table[key], floor).astype(np.float32)
     return table
 
 

@@ -111,15 +111,23 @@ def simulate(
     batches: Sequence[Mapping[str, Array]],
 ) -> list[dict[str, Array]]:
     """The judged values of the searchable network under an assignment, batch by batch."""
+    model = searchable(canonical, space, chosen, scales)
+    names = compared_names(canonical)
+    session = make_session(exposed(model, names), level=OptimizationLevel.NONE)
+    return [dict(zip(names, run_session(session, names, f), strict=True)) for f in batches]
+
+
+def searchable(
+    canonical: ir.Model, space: SearchSpace, chosen: PrecisionMap, scales: ScaleTable
+) -> ir.Model:
+    """The searchable network under an assignment."""
     model = canonical.clone()
     InsertSearchSitesPass(space)(model)
     values = space.values(chosen, scales)
     initializers = model.graph.initializers
     initializers[CODES].const_value = ir.tensor(values.codes.reshape(-1), name=CODES)
     initializers[SCALES].const_value = ir.tensor(values.scales, name=SCALES)
-    names = compared_names(canonical)
-    session = make_session(exposed(model, names), level=OptimizationLevel.NONE)
-    return [dict(zip(names, run_session(session, names, f), strict=True)) for f in batches]
+    return model
 
 
 def emit_graph(

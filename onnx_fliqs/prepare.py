@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 from onnx_fliqs.calibrate import (
     Observer,
     activation_scales,
+    leave_room_for_biases,
     negative_shares,
     sample_values,
     weight_scales,
@@ -21,6 +22,8 @@ from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.index_ranges import index_ranges
 from onnx_fliqs.layer_operators import macs
 from onnx_fliqs.passes.canonicalise import canonicalise
+from onnx_fliqs.passes.equalize_layers import EqualizeLayersPass
+from onnx_fliqs.passes.separate_biases import SeparateBiasesPass
 from onnx_fliqs.precision import Precision
 from onnx_fliqs.signs import mark_unsigned
 from onnx_fliqs.sites import SearchSpace
@@ -58,6 +61,8 @@ def prepare(
     precisions: Sequence[Precision],
     *,
     remove_quantization: bool = False,
+    equalize: bool = False,
+    separate_biases: bool = False,
 ) -> Prepared:
     """Canonicalise a model, find its layers and count their multiply-accumulates.
 
@@ -67,12 +72,18 @@ def prepare(
         target: Decides the sites.
         precisions: What the layers choose from, cheapest first.
         remove_quantization: Turn a quantized model back into a float model, not refuse it.
+        equalize: Equalize the ranges of the channels between layers.
+        separate_biases: Give every layer that can have one a bias of its own.
 
     Raises:
         UnsupportedError: Nothing can be quantized, or the model cannot be run.
         DataError: The model needs real data to be run.
     """
     canonical = canonicalise(model.clone(), remove_quantization=remove_quantization)
+    if equalize:
+        EqualizeLayersPass()(canonical)
+    if separate_biases:
+        SeparateBiasesPass()(canonical)
     space = find_layers(canonical, target, precisions)
     if dataset is None:
         dataset = synthetic_data(canonical, 1, 0)
@@ -172,8 +183,9 @@ def calibrate(
         sites = (replace(s, negative=shares.get(s.name, s.negative)) for s in space.sites)
         space = replace(space, sites=tuple(sites))
     scales = activation_scales(space, samples)
-    scales |= weight_scales(space, weights_of(canonical, space), seed)
-    return Prepared(canonical, space), scales, samples
+    weights = weights_of(canonical, space)
+    scales |= weight_scales(space, weights, seed)
+    return Prepared(canonical, space), leave_room_for_biases(space, scales, weights), samples
 
 
 def weights_of(model: ir.Model, space: SearchSpace) -> dict[str, npt.NDArray[Any]]:

@@ -29,7 +29,13 @@ import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.borders import spent
-from onnx_fliqs.calibrate import activation_scales, blended, sample_values, weight_scales
+from onnx_fliqs.calibrate import (
+    activation_scales,
+    blended,
+    leave_room_for_biases,
+    sample_values,
+    weight_scales,
+)
 from onnx_fliqs.checkpoint import Checkpoint
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import (
@@ -422,7 +428,8 @@ class _Run:
         running = activation_scales(space, samples)
         if not space.power_of_two_scales:
             running = blended(state.scales, running, _KEPT_SCALE)
-        return running | weight_scales(space, weights, config.seed)
+        running |= weight_scales(space, weights, config.seed)
+        return leave_room_for_biases(space, running, weights)
 
     # --- checkpoints -----------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from onnx_fliqs.passes._graph import (
     replace_node,
 )
 
-__all__ = ["LinearLayer", "constant_addend", "linear_layer", "set_addend"]
+__all__ = ["LinearLayer", "bias_input", "constant_addend", "linear_layer", "set_addend"]
 
 _Array: TypeAlias = npt.NDArray[np.float64]
 _CONVOLUTIONS: Final = ("Conv", "ConvTranspose")
@@ -44,6 +44,19 @@ def constant_addend(node: ir.Node) -> int | None:
         return None
     constant = [index for index in (0, 1) if constant_of(node.inputs[index]) is not None]
     return constant[0] if len(constant) == 1 else None
+
+
+def bias_input(layer: "LinearLayer") -> tuple[ir.Node, int] | None:
+    """The node and the input that read a layer's constant bias; of a MatMul, an Add behind."""
+    node = layer.node
+    if node.op_type != "MatMul":
+        has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+        return (node, 2) if has_bias else None
+    reader = only_reader(node.outputs[0])
+    if reader is None or reader[0].graph is not node.graph:
+        return None
+    index = constant_addend(reader[0])
+    return None if index is None else (reader[0], index)
 
 
 class _View(NamedTuple):
@@ -94,6 +107,24 @@ class LinearLayer:
         if self.node.op_type in _CONVOLUTIONS:
             return self.weight.ndim
         return 2 if self.node.op_type == "Gemm" else None
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Numbers of input and of output channels."""
+        view = self._view()
+        return math.prod(view.shape(view.inputs)), math.prod(view.shape(view.outputs))
+
+    def magnitudes(self) -> _Array:
+        """The largest magnitude of the weights between two channels.
+
+        Shape [groups, output channels of each, input channels of each].
+        """
+        view = self._view()
+        array = view.array if view.groups is not None else view.array[None]
+        shifted = 0 if view.groups is not None else 1
+        moved = np.moveaxis(array, (view.outputs + shifted, view.inputs + shifted), (1, 2))
+        found: _Array = np.abs(moved).max(axis=tuple(range(3, moved.ndim)), initial=0.0)
+        return found
 
     def times_outputs(self, factor: _Array) -> _Array | None:
         """The weight that also multiplies each output channel; None if there are others."""

@@ -912,6 +912,47 @@ CASES: dict[str, Case] = {
         constants={"last": [-1, 2], "both": [2, 3]},
         ops=["Add", "Add", "GlobalAveragePool", "Flatten", "GlobalAveragePool"],
     ),
+    "chain_with_a_depthwise_conv": Case(
+        text="""g (float[N,3,6,6] x) => (float[N,2,4,4] y) {
+            c1 = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)
+            r1 = Relu (c1)
+            c2 = Conv <group = 4> (r1, w2)
+            r2 = LeakyRelu <alpha = 0.3> (c2)
+            y = Conv (r2, w3, b3) }""",
+        weights={"w1": (4, 3, 3, 3), "b1": (4,), "w2": (4, 1, 3, 3)}
+        | {"w3": (2, 4, 1, 1), "b3": (2,)},
+        ops=["Conv", "Relu", "Conv", "LeakyRelu", "Conv"],
+    ),
+    "flattened_between_layers": Case(
+        text="""g (float[N,2,6,6] x) => (float[N,3] y) {
+            c = Conv <group = 2> (x, w1, b1)
+            p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (c)
+            f = Flatten (p)
+            y = Gemm <transB = 1> (f, w2, b2) }""",
+        weights={"w1": (4, 1, 3, 3), "b1": (4,), "w2": (3, 16), "b2": (3,)},
+        ops=["Conv", "MaxPool", "Flatten", "Gemm"],
+    ),
+    "biases_added_between_matmuls": Case(
+        text="""g (float[N,3,4] x) => (float[N,3,4] y) {
+            m1 = MatMul (x, w1)
+            a1 = Add (b1, m1)
+            s = PRelu (a1, slope)
+            m2 = MatMul (s, w2)
+            y = Add (m2, b1) }""",
+        weights={"w1": (4, 4), "b1": (4,), "slope": (4,), "w2": (4, 4)},
+        ops=["MatMul", "Add", "PRelu", "MatMul", "Add"],
+    ),
+    "upsampling_pair": Case(
+        text="""g (float[N,4,3,3] x) => (float[N,2,4,4] y) {
+            c1 = ConvTranspose <group = 2> (x, w1)
+            r1 = Relu (c1)
+            c2 = ConvTranspose <group = 2, strides = [2, 2]> (r1, w2, b2)
+            m = ReduceMean (c2, axes)
+            y = Conv <pads = [3, 3, 0, 0]> (m, w3) }""",
+        weights={"w1": (4, 3, 1, 1), "w2": (6, 2, 2, 2), "b2": (4,), "w3": (2, 4, 1, 1)},
+        constants={"axes": [2, 3]},
+        ops=["ConvTranspose", "Relu", "ConvTranspose", "ReduceMean", "Conv"],
+    ),
 }
 
 # Models with layers, in which sites are found, inserted and lowered.

@@ -18,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_fliqs.calibrate import (
     Observer,
     activation_scales,
+    leave_room_for_biases,
     negative_shares,
     sample_values,
     weight_scales,
@@ -306,7 +307,7 @@ def calibrated(
         site.tensor: initializer(model, site.tensor) for site in space.sites if site.is_weight
     }
     scales = activation_scales(space, samples) | weight_scales(space, weights, seed=0)
-    return Calibrated(model, space, scales, profile)
+    return Calibrated(model, space, leave_room_for_biases(space, scales, weights), profile)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 import pytest
 
 from layer_forms import FORMS
@@ -18,6 +19,7 @@ from onnx_fliqs.calibrate import (
     sampled,
     weight_scales,
 )
+from onnx_fliqs.emission import simulate
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.formats import (
     FORMATS,
@@ -27,7 +29,9 @@ from onnx_fliqs.formats import (
     is_passthrough,
 )
 from onnx_fliqs.passes.canonicalise import canonicalise
+from onnx_fliqs.runtime import OptimizationLevel
 from onnx_fliqs.targets import TARGETS
+from onnx_fliqs.verify import verify_graph
 from pass_models import LAYERED
 from support import (
     PRECISIONS,
@@ -325,3 +329,48 @@ def test_running_scales_are_a_geometric_mean() -> None:
     np.testing.assert_array_equal(result["x", "int8"], f32([2.0]))
     np.testing.assert_array_equal(result["y", "int8"], f32([3.0]))
     assert result["x", "int8"].dtype == np.float32
+
+
+# -- biases that have to fit in int32 -------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("trouble", ["dead activation", "dead weights", "dead channel"])
+def test_a_large_bias_beside_next_to_nothing_stays_right(target: str, trouble: str) -> None:
+    plain = model(
+        """g (float[N,3,5,5] x) => (float[N,2,5,5] y) {
+            [c1] a = Conv (x, w1, b1)
+            r = Relu (a)
+            [c2] c = Conv (r, w2, b2)
+            s = Relu (c)
+            [c3] y = Conv (s, w3, b3) }""",
+        weights={"w1": (4, 3, 1, 1), "b1": (4,), "w2": (4, 4, 1, 1), "b2": (4,)}
+        | {"w3": (2, 4, 1, 1), "b3": (2,)},
+    )
+
+    def put(name: str, array: npt.NDArray[np.float32]) -> None:
+        plain.graph.initializers[name].const_value = ir.tensor(array, name=name)
+
+    put("b2", f32([1e3, 0.5, 30, 2e4]))
+    weight = np.array(initializer(plain, "w2"))
+    if trouble == "dead activation":
+        put("b1", f32([-1e6] * 4))
+    else:
+        weight[: 4 if trouble == "dead weights" else 2] = 0
+        put("w2", weight)
+    case = calibrated(plain, target)
+    chosen = case.space.uniform(PRECISIONS["int8"])
+    taken = case.space.formats_taken(chosen)
+    steps = case.space.scales_taken(taken, case.scales)
+    biases = [site for site in case.space.sites if site.bias_of is not None]
+    assert [site.tensor for site in biases] == ["b1", "b2", "b3"]
+    for site in biases:
+        codes = np.abs(initializer(case.canonical, site.tensor) / steps[site.name])
+        assert codes.max() <= 2.0**30 * (1 + 1e-6)
+    feeds = [random_feeds(case.canonical, 1)]
+    searched = simulate(case.canonical, case.space, chosen, case.scales, feeds)
+    graph = case.emitted(chosen)
+    assert verify_graph(graph, feeds, searched).level is OptimizationLevel.DEFAULT
+    exact = run(case.canonical, feeds[0])[0]
+    difference = np.abs(searched[0]["y"] - exact).max()
+    assert difference < 0.05 * np.abs(exact).max()

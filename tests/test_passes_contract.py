@@ -17,6 +17,7 @@ from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
 from onnx_fliqs.passes.compute_in_float32 import ComputeInFloat32Pass
 from onnx_fliqs.passes.convert_opset import ConvertOpsetPass
 from onnx_fliqs.passes.dequantize_after_gather import DequantizeAfterGatherPass
+from onnx_fliqs.passes.equalize_layers import EqualizeLayersPass
 from onnx_fliqs.passes.expand_vector_matmul import ExpandVectorMatmulPass
 from onnx_fliqs.passes.expose_optional_outputs import ExposeOptionalOutputsPass
 from onnx_fliqs.passes.fold_batch_normalization import FoldBatchNormalizationPass
@@ -41,6 +42,7 @@ from onnx_fliqs.passes.remove_identities import RemoveIdentitiesPass
 from onnx_fliqs.passes.remove_quantization import RemoveQuantizationPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 from onnx_fliqs.passes.resolve_auto_padding import ResolveAutoPaddingPass
+from onnx_fliqs.passes.separate_biases import SeparateBiasesPass
 from onnx_fliqs.passes.simplify_gemm import SimplifyGemmPass
 from onnx_fliqs.passes.spell_out_windows import SpellOutWindowsPass
 from pass_models import CASES
@@ -61,6 +63,8 @@ PASSES = (
     RemoveUnusedPass(),
     ExposeOptionalOutputsPass(),
     ResolveAutoPaddingPass(),
+    EqualizeLayersPass(),
+    SeparateBiasesPass(),
     ExpandVectorMatmulPass(),
     FoldKnownSizesPass(),
     FoldLeadingBatchNormalizationPass(),
@@ -82,6 +86,7 @@ ROUNDED = {
     *("ConvertOpsetPass", "LowerContribOperatorsPass", "LowerEinsumPass"),
     "LowerForGradientPass",
     *("ExpandVectorMatmulPass", "SimplifyGemmPass"),
+    "EqualizeLayersPass",
     *("FoldBatchNormalizationPass", "FoldLeadingBatchNormalizationPass"),
     "LowerBatchNormalizationPass",
     *("FoldScalingPass", "PreferIntegerOperatorsPass"),
