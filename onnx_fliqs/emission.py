@@ -19,6 +19,7 @@ from onnx_fliqs.passes.lower_sites_to_qonnx import LowerSitesToQonnxPass
 from onnx_fliqs.passes.pad_codes import PadCodesPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 from onnx_fliqs.passes.spell_out_windows import SpellOutWindowsPass
+from onnx_fliqs.passes.transpose_compressed_weights import TransposeCompressedWeightsPass
 from onnx_fliqs.precision import PrecisionMap
 from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session, run_session
 from onnx_fliqs.sites import ScaleTable, SearchSpace
@@ -156,6 +157,7 @@ def emit_graph(
             LowerSitesPass(space, chosen, scales, target),
             DequantizeAfterGatherPass(),
             PadCodesPass(),
+            TransposeCompressedWeightsPass(),
         )
         oldest = _QDQ_OPSET
     for step in (

@@ -206,6 +206,11 @@ _ORT_CPU: Final = Target(
     description="int8 and float on ONNX Runtime's integer CPU kernels",
     kernels=(
         Kernels(ops=("Conv", "Gemm", "MatMul"), precisions=("int8",)),
+        # MatMulNBits: the better the fewer rows are multiplied.
+        Kernels(
+            ops=_MATRICES,
+            precisions=("int8:float32", "int4g32:float32", "int4g128:float32"),
+        ),
         # An LSTM whose weights are dequantized in every run takes 1.05 to 2.8 times as
         # long as in float; of a table only the rows that are read are dequantized.
         Kernels(ops=("Gather",), precisions=("int8",)),
@@ -220,7 +225,7 @@ _ORT_CPU: Final = Target(
     # ONNX Runtime turns int8 activations into uint8 itself; 1.31.1 then cannot load some of
     # those graphs.
     activation_type="UINT8",
-    qdq_types=("UINT8", "INT8", "INT32"),
+    qdq_types=("UINT8", "INT8", "INT4", "INT32"),
     runtimes=("onnxruntime",),
 )
 

@@ -443,3 +443,34 @@ def test_scales_are_spread_over_the_smallest_groups() -> None:
         np.testing.assert_array_equal(site.spread(given, fmt), want.reshape(-1))
     finest = f32(np.arange(24))
     np.testing.assert_array_equal(site.spread(finest, IntFormat(bits=4, group=16)), finest)
+
+
+@pytest.mark.parametrize("name", ["int8:float32", "int4:float32", "int4g16:float32"])
+def test_a_gemm_that_reads_floats_does_not_transpose_its_weight(name: str) -> None:
+    plain = model(
+        "g (float[N,32] x) => (float[N,6] y) { [layer] y = Gemm <transB = 1> (x, w, b) }",
+        weights={"w": (6, 32), "b": (6,)},
+    )
+    prepared = calibrated(plain, precisions=[parse_precision(name)])
+    chosen = prepared.space.uniform(parse_precision(name))
+    graph = prepared.emitted(chosen)
+    (gemm,) = [node for node in graph.graph if node.op_type == "Gemm"]
+    assert "transB" not in gemm.attributes
+    maker = gemm.inputs[1].producer() if gemm.inputs[1] is not None else None
+    assert maker is not None
+    assert list(initializer(graph, str(maker.inputs[0].name)).shape) == [32, 6]  # type: ignore[union-attr]
+    feeds = random_feeds(prepared.canonical, 3)
+    np.testing.assert_array_equal(
+        run(graph, feeds)[0], run(prepared.searchable(chosen), feeds)[0]
+    )
+
+
+def test_a_gemm_of_integers_keeps_its_form() -> None:
+    plain = model(
+        "g (float[N,32] x) => (float[N,6] y) { [layer] y = Gemm <transB = 1> (x, w, b) }",
+        weights={"w": (6, 32), "b": (6,)},
+    )
+    prepared = calibrated(plain)
+    graph = prepared.emitted(prepared.space.uniform(parse_precision("int8")))
+    (gemm,) = [node for node in graph.graph if node.op_type == "Gemm"]
+    assert gemm.attributes.get_int("transB") == 1

@@ -45,6 +45,7 @@ from onnx_fliqs.passes.resolve_auto_padding import ResolveAutoPaddingPass
 from onnx_fliqs.passes.separate_biases import SeparateBiasesPass
 from onnx_fliqs.passes.simplify_gemm import SimplifyGemmPass
 from onnx_fliqs.passes.spell_out_windows import SpellOutWindowsPass
+from onnx_fliqs.passes.transpose_compressed_weights import TransposeCompressedWeightsPass
 from pass_models import CASES
 from support import check_pass, model, random_feeds, run
 
@@ -78,6 +79,7 @@ PASSES = (
     PreferIntegerOperatorsPass(),
     SimplifyGemmPass(),
     SpellOutWindowsPass(),
+    TransposeCompressedWeightsPass(),
 )
 # Folding multiplies before the sum what the original multiplies after it; another opset may
 # have another kernel.
