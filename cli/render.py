@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from onnx_fliqs.api import Inspection
     from onnx_fliqs.report import SearchResult
     from onnx_fliqs.search_loop import Progress as Step
+    from onnx_fliqs.targets import Target
 
 __all__ = [
     "SearchProgress",
     "print_inspection",
     "print_json",
     "print_result",
+    "print_targets",
     "print_warnings",
 ]
 
@@ -165,6 +167,23 @@ def print_inspection(found: "Inspection") -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def print_targets(targets: "Sequence[Target]") -> None:
+    """The table of ``targets``, on stdout."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("target", no_wrap=True)
+    for name in ("description", "precisions", "searched by default"):
+        table.add_column(name, overflow="fold")
+    for target in targets:
+        precisions = target.precisions
+        table.add_row(
+            target.name,
+            target.description,
+            "all" if precisions is None else ", ".join(precisions),
+            target.default_space.replace(",", ", "),
+        )
+    _console(stderr=False).print(table, markup=False)
 
 
 class SearchProgress:

@@ -1,10 +1,15 @@
 """``onnx-fliqs validate``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from onnx_fliqs.cli import options
+from onnx_fliqs.errors import VerificationError
+
+if TYPE_CHECKING:
+    from onnx_fliqs.api import Validation
 
 __all__ = ["command"]
 
@@ -30,11 +35,23 @@ def command(
     found = api.validate(model, target=target, reference=reference, data=data)
     if as_json:
         render.print_json(found.to_dict())
-        return
+    else:
+        _print(found)
+    if found.problems:
+        count = f"{len(found.problems)} rule{'s' * (len(found.problems) > 1)}"
+        raise VerificationError(
+            f"the graph breaks {count} of {found.target}: {found.problems[0]}"
+        )
+
+
+def _print(found: "Validation") -> None:
     for check in found.verification.levels:
         difference = "" if check.difference is None else f"{check.difference.rms:.2e}"
         verdict = "agrees" if check.agrees else (check.error or "differs")
         click.echo(f"{check.level.value:8} {verdict} {difference}".rstrip())
     if found.reference is not None:
         click.echo(f"reference differs by {found.reference.rms:.3f} of the output")
-    click.echo(f"valid for {found.target}, to be run at {found.level.value!r}")
+    for problem in found.problems:
+        click.echo(f"rule     {problem}")
+    if not found.problems:
+        click.echo(f"valid for {found.target}, to be run at {found.level.value!r}")

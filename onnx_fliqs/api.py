@@ -29,7 +29,7 @@ from onnx_fliqs.evaluation import (
 )
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.judged import compared_names, exposed, judged_values, tensor_outputs
-from onnx_fliqs.lint import lint
+from onnx_fliqs.lint import Problem, lint
 from onnx_fliqs.model import load_model
 from onnx_fliqs.objective import Objective, choose_objective, quality
 from onnx_fliqs.passes.canonicalise import canonicalise
@@ -43,7 +43,8 @@ from onnx_fliqs.prepare import (
 from onnx_fliqs.report import SearchResult, layer_reports
 from onnx_fliqs.runtime import OptimizationLevel, make_session, run_session
 from onnx_fliqs.sites import Layer, Skipped
-from onnx_fliqs.targets import Target, parse_target
+from onnx_fliqs.target_files import parse_target, recorded_target
+from onnx_fliqs.targets import Target
 from onnx_fliqs.trainability import why_frozen
 from onnx_fliqs.verify import Comparison, Verification, compare, verify_levels
 
@@ -114,7 +115,7 @@ def inspect(
 
     Args:
         model: A float ONNX model.
-        target: Name of a target.
+        target: Name of a target, or path of a profile.
         remove_quantization: Turn a quantized model back into a float model, not refuse it.
 
     Raises:
@@ -168,7 +169,7 @@ def emit(
         model: A float ONNX model.
         assignment: A format for every layer.
         data: Samples to calibrate the activations' thresholds; None: made-up inputs.
-        target: Name of a target; None: the assignment's.
+        target: Name of a target, or path of a profile; None: the assignment's.
         remove_quantization: Turn a quantized model back into a float model, not refuse it.
 
     Raises:
@@ -176,7 +177,11 @@ def emit(
         VerificationError: The emitted graph does not compute what was simulated.
     """
     started = time.monotonic()
-    profile = parse_target(target or assignment.target)
+    profile = (
+        parse_target(target)
+        if target is not None
+        else recorded_target(assignment.target, "the assignment")
+    )
     named = {name: profile.check(name) for name in assignment.layers.values()}
     source = _model(model)
     warnings = []
@@ -283,7 +288,7 @@ class Validation:
     """At which the graph asks to be run."""
     reference: Comparison | None
     """Unoptimised graph against the float model."""
-    problems: tuple[str, ...]
+    problems: tuple[Problem, ...]
     """Where the graph breaks the target's rules."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -294,7 +299,7 @@ class Validation:
             "optimization_level": self.level.value,
             "verification": self.verification.to_dict(),
             "reference_rms": None if self.reference is None else self.reference.rms,
-            "problems": list(self.problems),
+            "problems": [asdict(problem) for problem in self.problems],
         }
 
 
@@ -314,11 +319,15 @@ def validate(
         data: Samples to compare on; None: made-up inputs.
 
     Raises:
-        VerificationError: A level that must compute the graph right does not, the graph breaks
-            a rule of the target, or it has little to do with the reference.
+        VerificationError: A level that must compute the graph right does not, or it has little
+            to do with the reference.
     """
     graph = _model(model)
-    profile = parse_target(target or graph.metadata_props.get(TARGET_KEY, "generic"))
+    profile = (
+        parse_target(target)
+        if target is not None
+        else recorded_target(graph.metadata_props.get(TARGET_KEY, "generic"), "the model")
+    )
     dataset = (
         synthetic_data(graph, _VALIDATION_SAMPLES, _SEED)
         if data is None
@@ -336,10 +345,7 @@ def validate(
         raise VerificationError(
             f"ONNX Runtime does not compute this graph right: {verification.why()}"
         )
-    problems = lint(graph, profile)
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise VerificationError(f"not a graph for {profile.name}: {problems[0]}{more}")
+    problems = lint(graph, profile, level)
     difference = None
     if reference is not None:
         difference = _against(graph, _model(reference), batches)

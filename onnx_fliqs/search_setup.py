@@ -21,7 +21,8 @@ from onnx_fliqs.objective import Objective, choose_objective
 from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data, weights_of
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.search_state import Scales
-from onnx_fliqs.targets import Target, parse_target
+from onnx_fliqs.target_files import parse_target, target_to_json
+from onnx_fliqs.targets import Target
 from onnx_fliqs.trainability import why_frozen
 
 __all__ = ["Setup", "set_up"]
@@ -91,7 +92,7 @@ def set_up(
         "version": __version__,
         "model": fingerprint(model),
         "data": dataset.fingerprint(),
-        "settings": _settings(config, budget),
+        "settings": _settings(config, target, budget),
     }
     return Setup(
         config,
@@ -108,9 +109,11 @@ def set_up(
     )
 
 
-def _settings(config: SearchConfig, budget: Budget) -> dict[str, Any]:
+def _settings(config: SearchConfig, target: Target, budget: Budget) -> dict[str, Any]:
     """The settings that change the result, as JSON values."""
     settings = asdict(config)
+    # The path of a profile does not tell whether somebody has edited it.
+    settings["target"] = target_to_json(target)
     settings["budget"] = str(budget)
     settings["controller"]["method"] = config.controller.method.value
     settings["strategy"] = config.strategy.value
