@@ -36,7 +36,7 @@ from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data
 from onnx_fliqs.runners import Runner, runtime_of, time_pairs
 from onnx_fliqs.runtime import OptimizationLevel
 from onnx_fliqs.strategies import random_choices
-from onnx_fliqs.targets import parse_target
+from onnx_fliqs.target_files import parse_target
 
 MODELS = {
     "resnet20": SHARED / "models" / "resnet20_cifar10_jpegft_bnfold.onnx",

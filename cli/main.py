@@ -22,6 +22,7 @@ _COMMANDS: Final = {
     "emit": "Emit an assignment post-training, without a search.",
     "evaluate": "Measure a model's accuracy, or its agreement with another.",
     "validate": "Check that ONNX Runtime computes a quantized graph right.",
+    "targets": "List the targets, or show the profile of one.",
 }
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from onnx_fliqs.errors import ConfigError, FliqsError
 
 __all__ = [
+    "TARGET_NAMES",
     "check_output",
     "custom_ops",
     "data",
@@ -22,6 +23,12 @@ __all__ = [
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)
+
+TARGET_NAMES: Final = (
+    *("generic", "ort-cpu", "ort-cpu-avx2", "tensorrt"),
+    *("openvino", "qonnx", "xnnpack", "vitis-ai"),
+)
+"""The built-in targets; written down here too, so that --help need not load them."""
 
 
 def _existing(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
@@ -48,7 +55,12 @@ def data(required: bool, text: str) -> Callable[[_F], _F]:
 
 def target(default: str | None) -> Callable[[_F], _F]:
     """The option --target."""
-    return click.option("--target", default=default, help="generic, ort-cpu or qonnx.")
+    return click.option(
+        "--target",
+        default=default,
+        metavar="NAME|FILE",
+        help=f"{', '.join(TARGET_NAMES)}, or a profile of your own (see `targets`).",
+    )
 
 
 def remove_quantization(function: _F) -> _F:

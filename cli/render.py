@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnx_fliqs.latency_report import LatencyReport
     from onnx_fliqs.report import SearchResult
     from onnx_fliqs.search_loop import Progress as Step
+    from onnx_fliqs.targets import Target
     from onnx_fliqs.validation import Validation
     from onnx_fliqs.verify import Check
 
@@ -31,6 +32,7 @@ __all__ = [
     "print_json",
     "print_latency_table",
     "print_result",
+    "print_targets",
     "print_validation",
     "print_warnings",
 ]
@@ -237,6 +239,23 @@ def print_inspection(found: "Inspection") -> None:
     )
 
 
+def print_targets(targets: "Sequence[Target]") -> None:
+    """The table of ``targets``, on stdout."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("target", no_wrap=True)
+    for name in ("description", "precisions", "searched by default"):
+        table.add_column(name, overflow="fold")
+    for target in targets:
+        precisions = target.precisions
+        table.add_row(
+            target.name,
+            target.description,
+            "all" if precisions is None else ", ".join(precisions),
+            target.default_space.replace(",", ", "),
+        )
+    _console(stderr=False).print(table, markup=False)
+
+
 def print_validation(found: "Validation") -> None:
     """What each runtime made of a graph, on stdout."""
     console = _console(stderr=False)
@@ -251,7 +270,10 @@ def print_validation(found: "Validation") -> None:
     console.print(table)
     if found.reference is not None:
         console.print(f"reference differs by {found.reference.rms:.3f} of the output")
-    console.print(f"valid for {found.target}, to be run at {found.level.value!r}")
+    for problem in found.problems:
+        console.print(f"rule     {problem}", markup=False, soft_wrap=True)
+    if not found.problems:
+        console.print(f"valid for {found.target}, to be run at {found.level.value!r}")
 
 
 def _verdict(check: "Check") -> str:

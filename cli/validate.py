@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from onnx_fliqs.cli import options
+from onnx_fliqs.errors import VerificationError
 
 __all__ = ["command"]
 
@@ -45,5 +46,10 @@ def command(
     )
     if as_json:
         render.print_json(found.to_dict())
-        return
-    render.print_validation(found)
+    else:
+        render.print_validation(found)
+    if found.problems:
+        count = f"{len(found.problems)} rule{'s' * (len(found.problems) > 1)}"
+        raise VerificationError(
+            f"the graph breaks {count} of {found.target}: {found.problems[0]}"
+        )

@@ -40,7 +40,8 @@ from onnx_fliqs.prepare import (
 from onnx_fliqs.report import SearchResult, layer_reports
 from onnx_fliqs.runtime import OptimizationLevel, make_session
 from onnx_fliqs.sites import Layer, Skipped
-from onnx_fliqs.targets import Target, parse_target
+from onnx_fliqs.target_files import parse_target, recorded_target
+from onnx_fliqs.targets import Target
 from onnx_fliqs.trainability import why_frozen
 from onnx_fliqs.validation import Validation, validate_graph
 
@@ -110,7 +111,7 @@ def inspect(
 
     Args:
         model: A float ONNX model.
-        target: Name of a target.
+        target: Name of a target, or path of a profile.
         remove_quantization: Turn a quantized model back into a float model, not refuse it.
 
     Raises:
@@ -166,7 +167,7 @@ def emit(
         model: A float ONNX model.
         assignment: A format for every layer.
         data: Samples to calibrate the activations' thresholds; None: made-up inputs.
-        target: Name of a target; None: the assignment's.
+        target: Name of a target, or path of a profile; None: the assignment's.
         remove_quantization: Turn a quantized model back into a float model, not refuse it.
         equalize: Equalize the weight ranges of the channels between layers first.
         bias_correction: Take the mean error of each layer, measured on the data, out of its
@@ -177,7 +178,11 @@ def emit(
         VerificationError: The emitted graph does not compute what was simulated.
     """
     started = time.monotonic()
-    profile = parse_target(target or assignment.target)
+    profile = (
+        parse_target(target)
+        if target is not None
+        else recorded_target(assignment.target, "the assignment")
+    )
     named = {name: profile.check(name) for name in assignment.layers.values()}
     source = _model(model)
     warnings = []

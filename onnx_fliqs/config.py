@@ -21,6 +21,7 @@ class SearchConfig:
     """Settings of a search; what is None follows from the target or the machine."""
 
     target: str = "generic"
+    """A name, or the path of a profile."""
     space: str | None = None
     """A named space or a comma list of formats; None: the target's own."""
     budget: Budget | None = None

@@ -1,7 +1,7 @@
 """From an assignment and trained weights to the graph that is shipped."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 import numpy.typing as npt
@@ -9,8 +9,9 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnx_fliqs._version import __version__
-from onnx_fliqs.errors import ModelError
+from onnx_fliqs.errors import ModelError, VerificationError
 from onnx_fliqs.judged import compared_names, exposed
+from onnx_fliqs.lint import lint
 from onnx_fliqs.passes.dequantize_after_gather import DequantizeAfterGatherPass
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
 from onnx_fliqs.passes.lower_opset import LowerOpsetPass
@@ -23,7 +24,7 @@ from onnx_fliqs.passes.transpose_compressed_weights import TransposeCompressedWe
 from onnx_fliqs.precision import PrecisionMap
 from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session, run_session
 from onnx_fliqs.sites import ScaleTable, SearchSpace
-from onnx_fliqs.targets import Dialect, Target
+from onnx_fliqs.targets import TARGETS, Dialect, Target
 from onnx_fliqs.verify import Verification, verify_graph
 
 __all__ = [
@@ -79,9 +80,11 @@ def emit(
         batches: Feeds to compare on.
 
     Raises:
-        VerificationError: The graph does not compute what was searched.
+        VerificationError: The graph does not compute what was searched, or breaks a rule of
+            the target.
     """
     graph = emit_graph(canonical, space, chosen, scales, target)
+    _check_rules(graph, target)
     searched = simulate(canonical, space, chosen, scales, batches)
     verification = verify_graph(graph, batches, searched)
     if "onnxruntime" not in target.runtimes:
@@ -102,6 +105,21 @@ def emit(
         )
         warnings = (advice,)
     return Emitted(graph, verification, level, warnings)
+
+
+def _check_rules(graph: ir.Model, target: Target) -> None:
+    """Raise if the target refuses a graph that legality let through."""
+    # Sizes are the user's, and what optimising sessions do is measured, not guessed.
+    problems = lint(graph, replace(target, static_shapes=False), OptimizationLevel.NONE)
+    if problems:
+        mistake = (
+            "please report this as a bug of onnx-fliqs"
+            if target.name in TARGETS
+            else "the profile lets layers choose what its rules refuse"
+        )
+        raise VerificationError(
+            f"the emitted graph breaks a rule of {target.name}: {problems[0]}; {mistake}"
+        )
 
 
 def simulate(

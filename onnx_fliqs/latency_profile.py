@@ -37,7 +37,7 @@ from onnx_fliqs.runners import (
 )
 from onnx_fliqs.runtime import OptimizationLevel
 from onnx_fliqs.sites import SearchSpace
-from onnx_fliqs.targets import parse_target
+from onnx_fliqs.target_files import parse_target
 
 __all__ = ["ProfileConfig", "ProfileProgress", "conditions_of", "profile"]
 

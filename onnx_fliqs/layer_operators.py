@@ -11,10 +11,12 @@ __all__ = [
     "PRODUCTS",
     "RECURRENT",
     "ShapeOf",
+    "after_activation",
     "channel_axis",
     "constant",
     "macs",
     "operands",
+    "product_channel_axis",
     "weights",
 ]
 
@@ -24,6 +26,9 @@ RECURRENT: Final = ("LSTM", "GRU", "RNN")
 """Recurrent cells: operands 1 and 2 are the weights of the input and of the state."""
 LAYER_OPERATORS: Final = (*PRODUCTS, *RECURRENT, "Gather", "Einsum")
 """All of them. Gather counts as the embedding that it is where its table is constant."""
+
+_ACTIVATIONS: Final = ("Relu", "Clip")
+"""What integer kernels compute in the same pass as the operator in front of it."""
 
 Shape: TypeAlias = tuple[int, ...]
 ShapeOf: TypeAlias = Callable[[ir.Value], Shape | None]
@@ -56,6 +61,16 @@ def weights(node: ir.Node) -> tuple[tuple[int, ir.Value], ...]:
     )
 
 
+def after_activation(value: ir.Value) -> ir.Value:
+    """The value after a Relu or Clip that integer kernels compute in the same pass."""
+    uses = list(value.uses())
+    if len(uses) == 1 and not value.is_graph_output():
+        node, index = uses[0]
+        if node.op_type in _ACTIVATIONS and not node.domain and index == 0:
+            return node.outputs[0]
+    return value
+
+
 def channel_axis(node: ir.Node, index: int) -> int | None:
     """The axis of a weight along which it has scales of its own; None for one scale.
 
@@ -69,7 +84,12 @@ def channel_axis(node: ir.Node, index: int) -> int | None:
         return 1  # [directions, gates * hidden, inputs]
     if node.op_type == "Einsum":
         return _free_label(node, index)
-    if rank < 2 or node.op_type == "Gather":
+    return None if node.op_type == "Gather" else product_channel_axis(node, index, rank)
+
+
+def product_channel_axis(node: ir.Node, index: int, rank: int) -> int | None:
+    """Like :func:`channel_axis`, for an operand of a product that has so many axes."""
+    if rank < 2:
         return None
     if node.op_type in ("Conv", "ConvTranspose"):
         return {"Conv": 0, "ConvTranspose": 1}[node.op_type] if index == 1 else None

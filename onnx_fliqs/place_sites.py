@@ -3,11 +3,17 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import onnx_ir as ir
 
-from onnx_fliqs.layer_operators import channel_axis, constant, operands, weights
+from onnx_fliqs.layer_operators import (
+    after_activation,
+    channel_axis,
+    constant,
+    operands,
+    weights,
+)
 from onnx_fliqs.legality import group_axis
 from onnx_fliqs.partition import united
 from onnx_fliqs.precision import Precision
@@ -18,9 +24,6 @@ from onnx_fliqs.targets import Bias, Placement, Target
 __all__ = ["place_sites"]
 
 Nodes: TypeAlias = Mapping[str, ir.Node]
-
-# What integer kernels compute in the same pass as the operator in front of it.
-_ACTIVATIONS: Final = frozenset({"Relu", "Clip"})
 
 
 def place_sites(
@@ -280,7 +283,7 @@ def _tensor_sites(
     for layer in layers:
         for _, value in _activations(nodes[layer.name]):
             found.readers.setdefault(value, []).append(layer.name)
-        made = _after_activation(nodes[layer.name].outputs[0])
+        made = after_activation(nodes[layer.name].outputs[0])
         if layer.op_type not in target.float_output_ops:
             found.makers[made] = layer.name
         if layer.op_type in target.integer_output_ops:
@@ -313,7 +316,7 @@ def _look_between(node: ir.Node, found: _Tensors, target: Target) -> None:
     """Note what an operator that is no layer does with quantized tensors."""
     inputs = tuple(value for value in node.inputs if value is not None)
     if node.op_type in target.between_ops and all(found.has_site(value) for value in inputs):
-        made = _after_activation(node.outputs[0])
+        made = after_activation(node.outputs[0])
         found.operands[made] = inputs
         # On one scale for signed numbers, kernels could not compute the Relu of those without.
         signs = {value in found.unsigned for value in inputs}
@@ -325,16 +328,6 @@ def _look_between(node: ir.Node, found: _Tensors, target: Target) -> None:
         for made in node.outputs if node.op_type == "Split" else node.outputs[:1]:
             found.operands[made] = inputs[:1]
             found.same_scale.append((inputs[0], made))
-
-
-def _after_activation(value: ir.Value) -> ir.Value:
-    """The value after a Relu or Clip that integer kernels compute in the same pass."""
-    uses = list(value.uses())
-    if len(uses) == 1 and not value.is_graph_output():
-        node, index = uses[0]
-        if node.op_type in _ACTIVATIONS and not node.domain and index == 0:
-            return node.outputs[0]
-    return value
 
 
 def _note_limits(value: ir.Value, found: _Tensors) -> None:

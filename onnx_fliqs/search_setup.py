@@ -31,7 +31,8 @@ from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data, wei
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.search_state import Scales
 from onnx_fliqs.sites import SearchSpace
-from onnx_fliqs.targets import Target, parse_target
+from onnx_fliqs.target_files import parse_target, target_to_json
+from onnx_fliqs.targets import Target
 from onnx_fliqs.trainability import why_frozen
 
 __all__ = ["Setup", "set_up"]
@@ -107,7 +108,7 @@ def set_up(
         "version": __version__,
         "model": fingerprint(model),
         "data": dataset.fingerprint(),
-        "settings": _settings(config, budget),
+        "settings": _settings(config, target, budget),
     }
     return Setup(
         config,
@@ -142,9 +143,11 @@ def _shares(
     return tuple(row / limit for row in cost_table(space, budget.kind)), ()
 
 
-def _settings(config: SearchConfig, budget: Budget) -> dict[str, Any]:
+def _settings(config: SearchConfig, target: Target, budget: Budget) -> dict[str, Any]:
     """The settings that change the result, as JSON values."""
     settings = asdict(config)
+    # The path of a profile does not tell whether somebody has edited it.
+    settings["target"] = target_to_json(target)
     settings["budget"] = str(budget)
     table = config.latency_table
     settings["latency_table"] = None if table is None else table.digest()

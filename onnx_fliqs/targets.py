@@ -16,9 +16,9 @@ __all__ = [
     "Dialect",
     "FixedRange",
     "Kernels",
+    "OperandTypes",
     "Placement",
     "Target",
-    "parse_target",
 ]
 
 
@@ -56,7 +56,7 @@ class Bias(enum.Enum):
     """What becomes of the bias of a layer that is computed in integers."""
 
     INT32 = "int32"
-    """An int32 with the product of the operands' scales."""
+    """An int32 with the product of the operands' scales, beside operands of 8 bits."""
     FLOAT = "float"
     """It stays float."""
     WEIGHT = "weight"
@@ -81,6 +81,14 @@ class FixedRange:
     op: str
     low: float
     high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperandTypes:
+    """ONNX types of the operands of a product that a target multiplies."""
+
+    activations: str
+    weights: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +129,19 @@ class Target:
     those of 8 bits, and those that are not 0."""
     per_channel_ops: tuple[str, ...] | None = None
     """Operators whose weights have a scale per channel; None: all that can."""
+    per_channel_types: tuple[str, ...] | None = None
+    """ONNX types of weights that may have a scale per channel; None: all."""
+    symmetric_weights: bool = False
+    """Whether signed weights have zero point 0, whatever that of activations."""
     power_of_two_scales: bool = False
     bias: Bias = Bias.INT32
     qdq_types: tuple[str, ...] | None = None
     """ONNX types that its QuantizeLinear and DequantizeLinear take; None: all of them."""
+    operand_types: tuple[OperandTypes, ...] | None = None
+    """What the operands of a product that are both quantized may be; None: anything."""
+    one_activation_type: bool = False
+    """Whether all activations that an operator reads and writes have to be of one type. The
+    second operand of a product counts as its weights."""
     static_shapes: bool = False
     """Whether it only runs graphs of fixed shapes."""
     runtimes: tuple[str, ...] = ()
@@ -189,6 +206,10 @@ class Target:
             for kernels in self.kernels
         )
 
+    def has_kernel(self, op_type: str) -> bool:
+        """Whether some precision besides float32 makes an operator better."""
+        return self.kernels is None or any(op_type in k.ops for k in self.kernels)
+
 
 def _same(op_type: str, precision: Precision, name: str, weights_only: bool) -> bool:
     if weights_only:
@@ -226,6 +247,11 @@ _ORT_CPU: Final = Target(
     # those graphs.
     activation_type="UINT8",
     qdq_types=("UINT8", "INT8", "INT4", "INT32"),
+    operand_types=(
+        OperandTypes(activations="UINT8", weights=("UINT8", "INT8")),
+        OperandTypes(activations="INT8", weights=("INT8",)),
+    ),
+    one_activation_type=True,
     runtimes=("onnxruntime",),
 )
 
@@ -260,10 +286,16 @@ _ALL: Final = (
         default_space="int8,e4m3,int4g128:float32",
         default_bits=8.0,
         residual_adds=True,
+        shared_scale_ops=("Concat",),
         activations=Activations.SYMMETRIC,
         zero_points=True,
         bias=Bias.FLOAT,
         qdq_types=("INT8", "FLOAT8E4M3FN", "INT4"),
+        # Weights of 4 bits are for activations in float.
+        operand_types=(
+            OperandTypes(activations="INT8", weights=("INT8",)),
+            OperandTypes(activations="FLOAT8E4M3FN", weights=("FLOAT8E4M3FN",)),
+        ),
     ),
     Target(
         name="openvino",
@@ -286,6 +318,10 @@ _ALL: Final = (
         between_ops=("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"),
         float_output_ops=_MATRICES,
         qdq_types=("UINT8", "INT8", "INT4", "INT32"),
+        operand_types=(
+            OperandTypes(activations="UINT8", weights=("INT8",)),
+            OperandTypes(activations="INT8", weights=("INT8",)),
+        ),
         runtimes=("openvino",),
     ),
     Target(
@@ -314,7 +350,15 @@ _ALL: Final = (
         activation_type="INT8",
         zero_points=True,
         per_channel_ops=("Conv",),
-        qdq_types=("INT8", "INT32"),
+        per_channel_types=("INT8",),
+        symmetric_weights=True,
+        # Activations and weights are signed alike; what is emitted is signed.
+        qdq_types=("INT8", "UINT8", "INT32"),
+        operand_types=(
+            OperandTypes(activations="INT8", weights=("INT8",)),
+            OperandTypes(activations="UINT8", weights=("UINT8",)),
+        ),
+        one_activation_type=True,
     ),
     Target(
         name="vitis-ai",
@@ -332,19 +376,9 @@ _ALL: Final = (
         power_of_two_scales=True,
         bias=Bias.WEIGHT,
         qdq_types=("INT8",),
+        one_activation_type=True,
     ),
 )
 
 TARGETS: Final[dict[str, Target]] = {target.name: target for target in _ALL}
 """The profiles that come with the project, by name."""
-
-
-def parse_target(name: str) -> Target:
-    """Look a target up by name.
-
-    Raises:
-        ConfigError: There is no such target.
-    """
-    if name not in TARGETS:
-        raise ConfigError(f"unknown target {name!r}; known: {', '.join(TARGETS)}")
-    return TARGETS[name]

@@ -1,7 +1,7 @@
 """Whether a graph, from here or from elsewhere, runs right."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,11 +12,11 @@ from onnx_fliqs.data import Dataset
 from onnx_fliqs.emission import TARGET_KEY, required_level
 from onnx_fliqs.errors import FliqsError, VerificationError
 from onnx_fliqs.judged import compared_names, tensor_outputs
-from onnx_fliqs.lint import lint
+from onnx_fliqs.lint import Problem, lint
 from onnx_fliqs.locate import find_origin, named_node
 from onnx_fliqs.prepare import calibration_batches, synthetic_data
 from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime
-from onnx_fliqs.targets import parse_target
+from onnx_fliqs.target_files import parse_target, recorded_target
 from onnx_fliqs.verify import (
     ONNX_RUNTIME,
     OPENVINO,
@@ -47,7 +47,7 @@ class Validation:
     """At which the graph asks to be run."""
     reference: Comparison | None
     """Unoptimised graph against the float model."""
-    problems: tuple[str, ...]
+    problems: tuple[Problem, ...]
     """Where the graph breaks the target's rules."""
     versions: dict[str, str]
     """Of the runtimes that checked it."""
@@ -64,7 +64,7 @@ class Validation:
             "versions": self.versions,
             "unchecked": self.unchecked,
             "reference_rms": None if self.reference is None else self.reference.rms,
-            "problems": list(self.problems),
+            "problems": [asdict(problem) for problem in self.problems],
         }
 
 
@@ -90,7 +90,11 @@ def validate_graph(
         VerificationError: A runtime that must compute the graph right does not, the graph
             breaks a rule of the target, or it has little to do with the reference.
     """
-    profile = parse_target(target or graph.metadata_props.get(TARGET_KEY, "generic"))
+    profile = (
+        parse_target(target)
+        if target is not None
+        else recorded_target(graph.metadata_props.get(TARGET_KEY, "generic"), "the model")
+    )
     wanted, unchecked = list(runtimes or profile.runtimes), {}
     if OPENVINO in wanted and not openvino_runtime.is_installed():
         if runtimes:
@@ -112,10 +116,7 @@ def validate_graph(
     ]
     if wrong:
         raise VerificationError(f"this graph is not computed right: {'; '.join(wrong)}")
-    problems = lint(graph, profile)
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise VerificationError(f"not a graph for {profile.name}: {problems[0]}{more}")
+    problems = lint(graph, profile, level)
     difference = None if reference is None else _against(graph, reference, batches)
     return Validation(
         profile.name, verification, level, difference, problems, versions, unchecked

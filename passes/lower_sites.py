@@ -223,8 +223,9 @@ def _protect_bias(graph: ir.Graph, node: ir.Node) -> None:
         return
     assert bias.const_value is not None
     values = bias.const_value.numpy()
-    # Codes of at most 2^30; the scale is a power of two, so that products are exact.
-    exponent = int(np.frexp(np.abs(values).max(initial=0.0))[1]) - 30
+    # Codes of at most 2^30; the scale is a power of two, so that products are exact, and a
+    # normal number, or runtimes would take it for zero.
+    exponent = max(int(np.frexp(np.abs(values).max(initial=0.0))[1]) - 30, -126)
     name = f"{node.name}.bias"
     operands = []
     for suffix, array in (

@@ -70,7 +70,9 @@ def test_help_is_quick_and_loads_neither_onnx_nor_onnxruntime() -> None:
     code = (
         "import sys\n"
         "from onnx_fliqs.cli.main import main\n"
-        "for command in '', 'search', 'inspect', 'profile', 'emit', 'evaluate', 'validate':\n"
+        "commands = ('search', 'inspect', 'profile', 'emit', 'evaluate', 'validate',\n"
+        "            'targets')\n"
+        "for command in ('', *commands):\n"
         "    main([*command.split(), '--help'], standalone_mode=False)\n"
         "heavy = {'numpy', 'onnx', 'onnx_ir', 'onnxruntime', 'onnxscript', 'rich', 'scipy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"

@@ -24,7 +24,7 @@ from onnx_fliqs.errors import ConfigError, InfeasibleError
 from onnx_fliqs.precision import parse_precision, parse_space
 from onnx_fliqs.prepare import prepare
 from onnx_fliqs.sites import Layer, SearchSpace
-from onnx_fliqs.targets import parse_target
+from onnx_fliqs.target_files import parse_target
 
 SMALL = """
 g (float[N,4,9,9] x) => (float[N,5,5] y, float[N,10] z) {

@@ -38,7 +38,7 @@ from onnx_fliqs.runtime import OptimizationLevel
 from onnx_fliqs.search_loop import search
 from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.strategies import Strategy
-from onnx_fliqs.targets import parse_target
+from onnx_fliqs.target_files import parse_target
 
 CHAIN = """
 g (float[N,3,8,8] x) => (float[N,4] y) {

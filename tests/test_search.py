@@ -38,7 +38,8 @@ from onnx_fliqs.prepare import prepare
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.search_loop import Phase, Progress, search
 from onnx_fliqs.strategies import Strategy
-from onnx_fliqs.targets import TARGETS, parse_target
+from onnx_fliqs.target_files import parse_target
+from onnx_fliqs.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "examples" / "digits_cnn.onnx"

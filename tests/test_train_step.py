@@ -21,7 +21,7 @@ from onnx_fliqs.precision import parse_precision, parse_space
 from onnx_fliqs.prepare import Prepared, calibrate, make_batch, prepare
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.sites import SiteValues
-from onnx_fliqs.targets import parse_target
+from onnx_fliqs.target_files import parse_target
 from onnx_fliqs.train_step import Batch, TrainState, TrainStep
 from onnx_fliqs.trainability import trainable_parameters
 
