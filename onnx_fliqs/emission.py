@@ -176,6 +176,8 @@ def emit_graph(
             DequantizeAfterGatherPass(),
             PadCodesPass(),
             TransposeCompressedWeightsPass(),
+            # One zero point for all, and one scale for tensors that share it.
+            common.DeduplicateInitializersPass(),
         )
         oldest = _QDQ_OPSET
     for step in (
@@ -183,8 +185,6 @@ def emit_graph(
         *lowering,
         RemoveUnusedPass(),
         LowerOpsetPass(oldest=oldest),
-        # One zero point for all, and one scale for tensors that share it.
-        common.DeduplicateInitializersPass(),
         common.ClearMetadataAndDocStringPass(),
     ):
         step(model)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from onnx_fliqs.layer_operators import constant, weights
+from onnx_fliqs.layer_operators import PRODUCTS, constant, weights
 from onnx_fliqs.precision import Precision
 from onnx_fliqs.targets import Target
 
@@ -24,6 +24,10 @@ def legal_precisions(
         precisions: To choose from, cheapest first.
         weights_only: Whether its activations stay float.
     """
+    left = target.kernels is not None and node.op_type in PRODUCTS
+    if left and any(index == 0 for index, _ in weights(node)):
+        # Kernels take a scale per channel, and compressed weights, on the right only.
+        return [precision for precision in precisions if precision.name == "float32"]
     channels = _channels(node)
     legal: dict[object, Precision] = {}
     for precision in precisions:

@@ -1,6 +1,6 @@
 """Rules of operators: what their operands and results have to be together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -24,7 +24,7 @@ from onnx_fliqs.lint_rule import (
 from onnx_fliqs.precision import parse_precision
 from onnx_fliqs.quantizers import Array, Quantizer, dequantizer, quantizer
 from onnx_fliqs.signs import REARRANGING
-from onnx_fliqs.targets import Bias, Placement, Target
+from onnx_fliqs.targets import Activations, Bias, Placement, Target
 
 __all__ = [
     "bias",
@@ -253,8 +253,16 @@ def shared_scales(graph: QdqGraph, target: Target) -> Findings:
         if not read or not written or len(read) < len(operands):
             continue
         first, *others = (*read, *written)
+        if node.op_type in target.shared_scale_ops and _signs_differ(target, (first, *others)):
+            continue
         if any(each.dtype is first.dtype and not _same_grid(first, each) for each in others):
             yield node, "what it reads and writes differs in scale or zero point"
+
+
+def _signs_differ(target: Target, grids: Sequence[Quantizer]) -> bool:
+    """Whether some of the tensors are without a sign, so that they cannot share a scale."""
+    points = {None if g.zero_point is None else g.zero_point.tobytes() for g in grids}
+    return target.activations is Activations.UNSIGNED and len(points) > 1
 
 
 def _copied(node: ir.Node, target: Target) -> list[ir.Value | None]:

@@ -19,7 +19,7 @@ from onnx_fliqs.partition import united
 from onnx_fliqs.precision import Precision
 from onnx_fliqs.signs import REARRANGING, never_negative, padding
 from onnx_fliqs.sites import Layer, Site
-from onnx_fliqs.targets import Bias, Placement, Target
+from onnx_fliqs.targets import Activations, Bias, Placement, Target
 
 __all__ = ["place_sites"]
 
@@ -241,8 +241,8 @@ def _quantized_bias_sites(layers: Sequence[Layer], nodes: Nodes) -> list[Site]:
 class _Tensors:
     """What integer kernels read and write."""
 
-    unsigned: frozenset[ir.Value] = frozenset()
-    """What is never negative."""
+    unsigned: set[ir.Value] = field(default_factory=set)
+    """What is never negative, where that makes another type."""
     readers: dict[ir.Value, list[str]] = field(default_factory=dict)
     """The layers that read a tensor."""
     makers: dict[ir.Value, str] = field(default_factory=dict)
@@ -279,7 +279,9 @@ def _tensor_sites(
     Inputs and outputs of layers; outputs of the operators between them that read nothing else;
     and rearrangements of quantized tensors, on the same scale.
     """
-    found = _Tensors(unsigned=frozenset(never_negative(model)))
+    found = _Tensors()
+    if target.activations is Activations.UNSIGNED:
+        found.unsigned |= never_negative(model)
     for layer in layers:
         for _, value in _activations(nodes[layer.name]):
             found.readers.setdefault(value, []).append(layer.name)

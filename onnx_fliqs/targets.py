@@ -248,8 +248,9 @@ _ORT_CPU: Final = Target(
     activation_type="UINT8",
     qdq_types=("UINT8", "INT8", "INT4", "INT32"),
     operand_types=(
-        OperandTypes(activations="UINT8", weights=("UINT8", "INT8")),
-        OperandTypes(activations="INT8", weights=("INT8",)),
+        # Compressed weights are multiplied by floats, also by those that were dequantized.
+        OperandTypes(activations="UINT8", weights=("UINT8", "INT8", "INT4")),
+        OperandTypes(activations="INT8", weights=("INT8", "INT4")),
     ),
     one_activation_type=True,
     runtimes=("onnxruntime",),
@@ -319,8 +320,8 @@ _ALL: Final = (
         float_output_ops=_MATRICES,
         qdq_types=("UINT8", "INT8", "INT4", "INT32"),
         operand_types=(
-            OperandTypes(activations="UINT8", weights=("INT8",)),
-            OperandTypes(activations="INT8", weights=("INT8",)),
+            OperandTypes(activations="UINT8", weights=("UINT8", "INT8", "INT4")),
+            OperandTypes(activations="INT8", weights=("UINT8", "INT8", "INT4")),
         ),
         runtimes=("openvino",),
     ),

@@ -238,7 +238,17 @@ TANH = Grid(dtype="UINT16", scale=1 / 32768, zero=32768)
 
 Build = Callable[[], ir.Model]
 
+
 # Rule, target, graph that obeys it.
+def qonnx_quantizer(zero: float) -> ir.Model:
+    return model(
+        f"""g (float[2] x) => (float[2] y)
+            <float s = {{0.5}}, float z = {{{zero}}}, float b = {{8.0}}> {{
+            y = qonnx.custom_op.general.Quant <signed = 1> (x, s, z, b) }}""",
+        header='<ir_version: 10, opset_import: ["" : 21, "qonnx.custom_op.general" : 1]>',
+    )
+
+
 OBEYED: list[tuple[str, str, Build]] = [
     ("types", "tensorrt", lambda: conv(bias=None)),
     ("types", "generic", lambda: conv(x=Grid(dtype="INT16"))),
@@ -313,6 +323,9 @@ OBEYED: list[tuple[str, str, Build]] = [
     ("shared-scales", "xnnpack", lambda: chain("MaxPool", X, X, kernel_shape=[2, 2])),
     ("shared-scales", "tensorrt", lambda: chain("MaxPool", X, W, kernel_shape=[2, 2])),
     ("shared-scales", "ort-cpu", lambda: two("Concat", U8, U8, U8, axis=1)),
+    # One has a sign, the other none: a shared scale would cost a bit.
+    ("shared-scales", "ort-cpu", lambda: two("Concat", U8, replace(U8, zero=0), U8, axis=1)),
+    ("quantizers-of-qonnx", "qonnx", lambda: qonnx_quantizer(0.0)),
     ("shared-scales", "xnnpack", lambda: chain("Transpose", X, U8)),
     ("shared-scales", "xnnpack", lambda: two("Concat", X, W, X, axis=1)),
     ("fixed-ranges", "qnn-like", lambda: chain("Sigmoid", SIGMOID, SIGMOID)),
@@ -434,7 +447,7 @@ BROKEN: list[tuple[str, str, Build, str]] = [
         lambda: matmul(None, blocks(64, (128, 2), axis=1), shape=(128, 128)),
         "reads blocks along axis 1, over which it does not sum",
     ),
-    ("blocks", "ort-cpu", lambda: matmul(None, blocks(64, (2, 4))), "has no blocks there"),
+    ("blocks", "vitis-ai", lambda: matmul(None, blocks(64, (2, 4))), "has no blocks there"),
     ("operand-types", "xnnpack", lambda: conv(x=U8), "multiplies UINT8 x INT8, which is not"),
     ("operand-types", "ort-cpu", lambda: conv(x=X, w=U8), "multiplies INT8 x UINT8"),
     ("operand-types", "tensorrt", lambda: matmul(X, Grid(dtype="INT4")), "INT8 x INT4"),
@@ -465,10 +478,17 @@ BROKEN: list[tuple[str, str, Build, str]] = [
     (
         "shared-scales",
         "ort-cpu",
-        lambda: two("Concat", U8, replace(U8, zero=0), U8, axis=1),
+        lambda: two("Concat", U8, replace(U8, scale=0.25), U8, axis=1),
         "what it reads and writes differs in scale or zero point",
     ),
     ("shared-scales", "tensorrt", lambda: two("Concat", X, W, X, axis=1), "differs in scale"),
+    (
+        "quantizers-of-qonnx",
+        "qonnx",
+        lambda: qonnx_quantizer(1.0),
+        "a zero point other than 0",
+    ),
+    ("quantizers-of-qonnx", "qonnx", lambda: conv(bias=None), "it is no quantizer of QONNX"),
     (
         "fixed-ranges",
         "qnn-like",

@@ -337,5 +337,4 @@ def test_each_profile_is_searched_in_its_default_space(name: str) -> None:
     result = search(plain, data, replace(QUICK, target=name, space=None, steps=8))
     assert_sound(result)
     runs = TARGETS[name].precisions
-    assert runs is not None
-    assert set(result.assignment.layers.values()) <= set(runs)
+    assert runs is None or set(result.assignment.layers.values()) <= set(runs)

@@ -98,7 +98,7 @@ PARAMETERS: dict[str, tuple[str, dict[str, tuple[int, ...]], list[str]]] = {
             "g (float[2,4] x) => (float[2,4] y) {"
             " a = MatMul (x, w) m = Mul (a, s) y = Add (m, b) }"
         ),
-        {"w": (4, 4), "s": (4,), "b": (4,)},
+        {"w": (4, 4), "s": (2, 4), "b": (2, 4)},
         ["w"],
     ),
     "up": (
@@ -122,7 +122,7 @@ PARAMETERS: dict[str, tuple[str, dict[str, tuple[int, ...]], list[str]]] = {
     "bias_of_a_conv": (
         "g (float[2,3,4,4] x) => (float[2,2,4,4] y) { a = Conv (x, w) y = Add (a, b) }",
         {"w": (2, 3, 1, 1), "b": (2, 1, 1)},
-        ["w", "b"],
+        ["w", "w_bias"],
     ),
     "slope": (
         "g (float[2,3,4] x) => (float[2,3,4] y) { y = PRelu (x, s) }",
