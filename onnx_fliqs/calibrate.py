@@ -223,20 +223,31 @@ def activation_scales(
         if not site.is_weight:
             sharing.setdefault(site.same_scale_as or site.name, {})[site.tensor] = None
     table: dict[tuple[str, str], Array] = {}
-    known: dict[tuple[tuple[str, ...], str], Array] = {}
+    known: dict[tuple[object, ...], Array] = {}
     for site in space.sites:
         if site.is_weight:
             continue
-        tensors = tuple(sharing[site.same_scale_as or site.name])
+        root = space.site[site.same_scale_as or site.name]
+        tensors = tuple(sharing[root.name])
         for fmt in space.site_formats(site):
-            key = (tensors, fmt.name)
+            key = (tensors, fmt.name, root.fixed_range, root.ceiling)
             if key not in known:
                 values = np.concatenate([samples[tensor] for tensor in tensors])
-                known[key] = least_squares_scales(values[None, :], fmt)
-                if space.power_of_two_scales:
-                    known[key] = power_of_two_scales(values[None, :], known[key], fmt)
+                known[key] = _tensor_scale(root, values, fmt, space)
             table[site.name, fmt.name] = known[key]
     return table
+
+
+def _tensor_scale(site: Site, values: Array, fmt: Format, space: SearchSpace) -> Array:
+    """The scale of an activation in a format."""
+    if site.fixed_range is not None:
+        return np.array([site.fixed_scale(fmt)], np.float32)
+    scale = least_squares_scales(values[None, :], fmt)
+    if site.ceiling is not None:
+        scale = np.minimum(scale, np.float32(site.ceiling / fmt.max))
+    if space.power_of_two_scales:
+        scale = power_of_two_scales(values[None, :], scale, fmt)
+    return scale
 
 
 def negative_shares(space: SearchSpace, samples: Mapping[str, Array]) -> dict[str, float]:

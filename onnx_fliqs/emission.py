@@ -19,7 +19,7 @@ from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 from onnx_fliqs.precision import PrecisionMap
 from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session, run_session
 from onnx_fliqs.sites import ScaleTable, SearchSpace
-from onnx_fliqs.targets import Target
+from onnx_fliqs.targets import Placement, Target
 from onnx_fliqs.verify import Verification, verify_levels
 
 __all__ = [
@@ -129,10 +129,13 @@ def emit_graph(
         target: The dialect.
     """
     model = canonical.clone()
+    # Where every tensor is quantized, a Gather reads and writes dequantized ones like others.
+    full = target.placement is Placement.EVERY_TENSOR
+    gathering = () if full else (DequantizeAfterGatherPass(),)
     for step in (
         InsertSearchSitesPass(space),
         LowerSitesPass(space, chosen, scales, target),
-        DequantizeAfterGatherPass(),
+        *gathering,
         RemoveUnusedPass(),
         LowerOpsetPass(),
         common.ClearMetadataAndDocStringPass(),

@@ -7,7 +7,7 @@ flat arrays of :class:`SiteValues`.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final, TypeAlias
 
@@ -79,6 +79,11 @@ class Site:
     consumers: tuple[tuple[str, int], ...]
     """(node name, input index) of every use that reads the quantized tensor."""
     is_weight: bool
+    is_output: bool = False
+    """Whether the graph hands out the quantized tensor, under the tensor's name."""
+    after: str | None = None
+    """Name of an earlier site of this tensor whose output is quantized once more, for readers
+    in another format: a conversion. With the same format on the same scale it is none."""
     operands: tuple[str, ...] = ()
     """Names of earlier sites: all operands of the operator that computes this tensor, where it
     can run in their format. The widest of theirs is one more choice that counts."""
@@ -99,19 +104,55 @@ class Site:
     range is symmetric."""
     same_scale_as: str | None = None
     """Name of an earlier site with which this one shares its scale."""
+    fixed_range: tuple[float, float] | None = None
+    """The least and the largest number, where the scale does not depend on data."""
+    ceiling: float | None = None
+    """The format's largest number is no larger: where a Clip in the same kernel cuts off."""
+    most_bits: int | None = None
+    """Of integers; wider ones are asked of other operands only."""
     bias_of: tuple[str, str] | None = None
     """For a bias that is added to integer products: the names of the sites of the activation
     and of the weight, whose scales multiply to its own."""
+    every_width: bool = False
+    """For a bias: whether it is one of integers of any width, not only of 8 bits."""
 
     def asked(self, precision: Precision) -> Format:
-        """What a layer of some precision asks of this tensor."""
-        if self.bias_of is not None:
-            return _BIAS if precision.in_integers else FORMATS["float32"]
-        return precision.weights if self.is_weight else precision.activations
+        """What a layer of some precision asks of this tensor.
+
+        The constants of operators between layers are in the format of the activations there.
+        """
+        if self.bias_of is None:
+            of_layer = self.is_weight and not self.operands
+            return precision.weights if of_layer else precision.activations
+        formats = (precision.weights, precision.activations)
+        integers = all(isinstance(fmt, IntFormat) for fmt in formats)
+        rounded = integers if self.every_width else precision.in_integers
+        return _BIAS if rounded else FORMATS["float32"]
 
     def effective(self, fmt: Format) -> Format:
         """The format as this tensor takes it: shifted where its range is not symmetric."""
-        return fmt if self.negative is None else unsigned_variant(fmt, self.negative)
+        if not isinstance(fmt, IntFormat):
+            return fmt
+        if self.bias_of is not None:
+            return _BIAS
+        if self.most_bits is not None:
+            fmt = replace(fmt, bits=min(fmt.bits, self.most_bits))
+        if self.negative is None:
+            return fmt
+        if self.fixed_range is None:
+            return unsigned_variant(fmt, self.negative)
+        low, high = self.fixed_range
+        zero_point = round(-low / (high - low) * (1 << fmt.bits))
+        return IntFormat(bits=fmt.bits, signed=False, zero_point=zero_point)
+
+    def fixed_scale(self, fmt: Format) -> float:
+        """The scale in a format, where it follows from ``fixed_range``."""
+        assert self.fixed_range is not None
+        low, high = self.fixed_range
+        if isinstance(fmt, IntFormat) and not fmt.signed:
+            return (high - low) / (1 << fmt.bits)
+        largest = max(-low, high)
+        return largest / (-fmt.min if isinstance(fmt, IntFormat) else fmt.max)
 
     def scale_count(self, fmt: Format) -> int:
         """Number of scales in a format."""

@@ -28,6 +28,9 @@ class Placement(enum.Enum):
     TENSORS = "tensors"
     """Each tensor is quantized once, where it is made: what integer kernels need, which read
     and write integers."""
+    EVERY_TENSOR = "every tensor"
+    """Like that, but of the whole graph: its inputs and outputs, and whatever operators between
+    layers read and write. Between operators of different formats there are conversions."""
 
 
 class Activations(enum.Enum):
@@ -45,7 +48,9 @@ class Bias(enum.Enum):
     """What becomes of the bias of a layer that is computed in integers."""
 
     INT32 = "int32"
-    """An int32 with the product of the operands' scales."""
+    """An int32 with the product of the operands' scales, beside operands of 5 to 8 bits."""
+    INT32_ALWAYS = "int32 always"
+    """The same beside integers of any width."""
     FLOAT = "float"
     """It stays float."""
     WEIGHT = "weight"
@@ -252,6 +257,30 @@ _ALL: Final = (
         zero_points=True,
         per_channel_ops=("Conv",),
         qdq_types=("INT8", "INT32"),
+    ),
+    Target(
+        name="qnn",
+        description="HTP through QNN: fully quantized, 8- or 16-bit activations, fixed shapes",
+        kernels=(
+            Kernels(
+                ops=_PRODUCTS, precisions=("int8", "int4:int8", "int8:int16", "int4:int16")
+            ),
+        ),
+        default_space="int4:int8,int8,int4:int16,int8:int16",
+        default_bits=8.0,
+        placement=Placement.EVERY_TENSOR,
+        fixed_ranges=(
+            FixedRange(op="Sigmoid", low=0.0, high=1.0),
+            FixedRange(op="Softmax", low=0.0, high=1.0),
+            FixedRange(op="Tanh", low=-1.0, high=1.0),
+        ),
+        activations=Activations.ASYMMETRIC,
+        activation_type="UINT8",
+        zero_points=True,
+        per_channel_ops=("Conv", "ConvTranspose"),
+        bias=Bias.INT32_ALWAYS,
+        qdq_types=("UINT8", "UINT16", "INT8", "INT4", "INT32"),
+        static_shapes=True,
     ),
     Target(
         name="vitis-ai",
