@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.cost import cost_of
 from onnx_fliqs.data import Dataset, input_specs, load_npz
-from onnx_fliqs.emission import TARGET_KEY, required_level
+from onnx_fliqs.emission import TARGET_KEY, required_level, ship
 from onnx_fliqs.emission import emit as emit_verified
 from onnx_fliqs.errors import (
     DataError,
@@ -197,8 +197,9 @@ def emit(
     objective, float_quality, quantized = _qualities(
         prepared.canonical, emitted.graph, emitted.level, dataset
     )
+    shipped, notes = ship(emitted.graph, profile, dataset)
     return SearchResult(
-        model=emitted.graph,
+        model=shipped,
         trained=None,
         assignment=Assignment(
             {layer.name: chosen[layer.name].name for layer in prepared.space.layers},
@@ -221,7 +222,7 @@ def emit(
         seed=_SEED,
         entropy=None,
         strategy=None,
-        warnings=(*warnings, *objective.notes, *emitted.warnings),
+        warnings=(*warnings, *objective.notes, *emitted.warnings, *notes),
     )
 
 

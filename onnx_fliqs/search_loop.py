@@ -45,7 +45,7 @@ from onnx_fliqs.controller import (
 from onnx_fliqs.cost import CostTable, cost_of, cost_table
 from onnx_fliqs.critic import Critic
 from onnx_fliqs.data import Dataset, batch_indices
-from onnx_fliqs.emission import emit
+from onnx_fliqs.emission import emit, ship
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.evaluation import run_dataset, without_filling
 from onnx_fliqs.judged import exposed
@@ -456,8 +456,9 @@ class _Run:
         measure = {"labels": setup.held_out.labels, "teacher": self._teacher}
         outputs = run_dataset(session, setup.held_out, names)
         metric = setup.objective.metric
+        shipped, notes = ship(emitted.graph, setup.target, setup.held_out)
         return SearchResult(
-            model=emitted.graph,
+            model=shipped,
             trained=trained,
             assignment=Assignment(
                 {name: p.name for name, p in chosen.items()}, setup.target.name
@@ -477,7 +478,7 @@ class _Run:
             seed=setup.config.seed,
             entropy=None if math.isnan(state.entropy) else state.entropy,
             strategy=setup.config.strategy,
-            warnings=(*setup.warnings, *emitted.warnings),
+            warnings=(*setup.warnings, *emitted.warnings, *notes),
         )
 
 

@@ -124,7 +124,9 @@ class LowerSitesPass(ir.passes.InPlacePass):
                 made[key] = self._activation(build, tensor, scale, fmt, container)
             else:
                 made[key] = _arithmetic(build, node, scale, fmt)
-        last.outputs[0].replace_all_uses_with(made[key])
+        # Quantized once more on the same grid, numbers stay what they are.
+        made[(made[key], *key[1:])] = made[key]
+        _replace(last.outputs[0], made[key])
         graph.remove(dict.fromkeys((last, node)), safe=True)
 
     def _activation(
@@ -158,6 +160,15 @@ class LowerSitesPass(ir.passes.InPlacePass):
             attributes["output_dtype"] = int(dtype)
         codes = build("QuantizeLinear", [tensor, *operands], attributes)
         return build("DequantizeLinear", [codes, *operands])
+
+
+def _replace(old: ir.Value, new: ir.Value) -> None:
+    """Let a value take another's place; where that is an output of the graph, its name too."""
+    is_output, name = old.is_graph_output(), old.name
+    old.replace_all_uses_with(new, replace_graph_outputs=is_output)
+    if is_output:
+        old.name, new.name = f"{name}.site", name
+        new.type, new.shape = old.type, old.shape
 
 
 class _Builder:
