@@ -43,6 +43,10 @@ ScaleTable: TypeAlias = Mapping[tuple[str, str], npt.NDArray[np.float32]]
 thresholds."""
 
 _BIAS: Final = IntFormat(bits=32)
+_WIDE_BIAS: Final = IntFormat(bits=32, step=512)
+"""Beside activations of more than 8 bits, whose products make codes that exceed 2^22: beyond,
+float32 does not round to whole numbers any more. Coarser it is no less precise than beside
+activations of 8 bits, and exact to the end of int32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,14 +131,14 @@ class Site:
         formats = (precision.weights, precision.activations)
         integers = all(isinstance(fmt, IntFormat) for fmt in formats)
         rounded = integers if self.every_width else precision.in_integers
-        return _BIAS if rounded else FORMATS["float32"]
+        return _bias(precision.activations) if rounded else FORMATS["float32"]
 
     def effective(self, fmt: Format) -> Format:
         """The format as this tensor takes it: shifted where its range is not symmetric."""
         if not isinstance(fmt, IntFormat):
             return fmt
         if self.bias_of is not None:
-            return _BIAS
+            return fmt if fmt.bits == _BIAS.bits else _bias(fmt)
         if self.most_bits is not None:
             fmt = replace(fmt, bits=min(fmt.bits, self.most_bits))
         if self.negative is None:
@@ -357,6 +361,11 @@ class SearchSpace:
             or any(precision.name not in self.layer[name].excluded for name in site.layers)
         )
         return tuple(site.effective(fmt) for fmt in asked if not is_passthrough(fmt))
+
+
+def _bias(activations: Format) -> Format:
+    """What becomes of a bias beside integers of some format."""
+    return _BIAS if activations.bits <= 8 else _WIDE_BIAS  # noqa: PLR2004 - int8
 
 
 def _bits(fmt: Format) -> int:
