@@ -76,6 +76,9 @@ def find_layers(
         )
     sites = place_sites(model, layers, nodes, target, precisions)
     if target.placement is Placement.EVERY_TENSOR:
+        # What is no layer may have its constants quantized all the same.
+        reading = {name for s in sites if s.is_weight for name, _ in s.consumers}
+        skipped = [item for item in skipped if item.name not in reading]
         skipped += why_tensors_stay_float(model, sites)
     space = SearchSpace(
         layers=tuple(layers),

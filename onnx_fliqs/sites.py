@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -265,15 +266,23 @@ class SearchSpace:
         """For each precision, the choice of every decision that comes closest to it.
 
         That is the precision itself where it is a choice, else the next one that is more
-        precise, else the most precise of all.
+        precise, else the most precise of all. Where there are no weights, the activations
+        alone count.
         """
 
-        def closest(choices: Sequence[Precision], wanted: Precision) -> int:
-            enough = (i for i, p in enumerate(choices) if p.order >= wanted.order)
+        def closest(
+            names: Sequence[str], choices: Sequence[Precision], wanted: Precision
+        ) -> int:
+            bare = not any(self.layer[name].weights for name in names)
+
+            def order(precision: Precision) -> tuple[object, ...]:
+                return (precision.activations.bits,) if bare else precision.order
+
+            enough = (i for i, p in enumerate(choices) if order(p) >= order(wanted))
             return next(enough, len(choices) - 1)
 
         return tuple(
-            tuple(closest(choices, wanted) for choices in self.choices)
+            tuple(map(closest, self.decisions, self.choices, repeat(wanted)))
             for wanted in self.precisions
         )
 

@@ -3,9 +3,9 @@
 import contextlib
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,22 @@ import onnxruntime as ort
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from onnx_fliqs.calibrate import Observer, activation_scales, sample_values, weight_scales
+from onnx_fliqs.calibrate import (
+    Observer,
+    activation_scales,
+    negative_shares,
+    sample_values,
+    weight_scales,
+)
 from onnx_fliqs.emission import emit_graph
+from onnx_fliqs.errors import UnsupportedError
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.formats import FORMATS, IntFormat
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
 from onnx_fliqs.precision import Precision, PrecisionMap, parse_precision
 from onnx_fliqs.sites import ScaleTable, SearchSpace
-from onnx_fliqs.targets import TARGETS, Target
+from onnx_fliqs.targets import TARGETS, Activations, Target
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>'
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -228,6 +235,12 @@ class Calibrated:
         """The graph that is shipped."""
         return emit_graph(self.canonical, self.space, chosen, self.scales, self.target)
 
+    def eight_bits(self) -> dict[str, Precision]:
+        """The cheapest of 8 bits that every layer can have, or what comes closest."""
+        names = [precision.name for precision in self.space.precisions]
+        name = next(n for n in ("int7:int8", "int8") if n in names)
+        return self.space.assign(self.space.levels[names.index(name)])
+
     def random_mix(self, seed: int) -> dict[str, Precision]:
         """A random choice for every decision."""
         rng = np.random.default_rng(seed)
@@ -243,23 +256,52 @@ def runnable(target: Target) -> list[Precision]:
     return sorted(found, key=lambda precision: precision.order)
 
 
+class Buildable(Protocol):
+    """A case of ``pass_models`` or ``layer_forms``."""
+
+    def build(self) -> ir.Model:
+        """The model, new each time."""
+
+
+def on_targets(cases: Mapping[str, Buildable]) -> list[tuple[str, str]]:
+    """The names of every case, and of every target that runs a layer of it."""
+
+    def runs(canonical: ir.Model, target: Target) -> bool:
+        try:
+            find_layers(canonical, target, runnable(target))
+        except UnsupportedError:
+            return False
+        return True
+
+    canonical = {name: canonicalise(case.build()) for name, case in cases.items()}
+    return [
+        (c, t) for t, target in TARGETS.items() for c in cases if runs(canonical[c], target)
+    ]
+
+
 def calibrated(
-    model: ir.Model, target: str = "generic", precisions: Sequence[Precision] | None = None
+    model: ir.Model,
+    target: str | Target = "generic",
+    precisions: Sequence[Precision] | None = None,
 ) -> Calibrated:
     """Canonicalise a model and calibrate its sites on random inputs.
 
     Args:
         model: It is changed.
-        target: Name of the target.
+        target: The target, or its name.
         precisions: Cheapest first; by default all that the target runs.
     """
-    profile = TARGETS[target]
+    profile = TARGETS[target] if isinstance(target, str) else target
     if precisions is None:
         precisions = runnable(profile)
     canonicalise(model)
     space = find_layers(model, profile, precisions)
     observer = Observer(model, [site.tensor for site in space.sites if not site.is_weight])
     samples = sample_values([observer.run(random_feeds(model, 1))], 1, seed=0)
+    if profile.activations is Activations.ASYMMETRIC:
+        shares = negative_shares(space, samples)
+        sites = (replace(s, negative=shares.get(s.name, s.negative)) for s in space.sites)
+        space = replace(space, sites=tuple(sites))
     weights = {
         site.tensor: initializer(model, site.tensor) for site in space.sites if site.is_weight
     }

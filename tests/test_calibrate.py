@@ -24,12 +24,13 @@ from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.targets import TARGETS
 from pass_models import LAYERED
 from support import (
-    SEARCHED,
+    PRECISIONS,
     calibrated,
     calibrated_case,
     f32,
     initializer,
     model,
+    on_targets,
     random_feeds,
     run,
 )
@@ -176,12 +177,11 @@ def test_an_observer_hands_out_inputs_and_inner_values() -> None:
 # -- tables ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("case", LAYERED)
+@pytest.mark.parametrize(("case", "target"), on_targets(LAYERED))
 def test_every_site_has_its_scales_in_every_format(case: str, target: str) -> None:
     prepared = calibrated_case(case, target)
     expected = {
-        (site.name, fmt.name): (site.channels,)
+        (site.name, fmt.name): (site.scale_count(fmt),)
         for site in prepared.space.sites
         for fmt in prepared.space.site_formats(site)
     }
@@ -202,14 +202,14 @@ def test_calibration_is_deterministic() -> None:
 def test_each_channel_of_a_weight_is_calibrated_by_itself() -> None:
     prepared = calibrated_case("gemms")
     weight = initializer(prepared.canonical, "w1")
-    for fmt in SEARCHED[:5]:
+    for fmt in SCALED[:5]:
         found = prepared.scales["w1@plain", fmt.name]
         np.testing.assert_array_equal(found, least_squares_scales(weight.T, fmt))
 
 
 def test_large_weights_are_sampled_with_their_extremes() -> None:
     plain = canonicalise(LAYERED["gemms"].build())
-    space = find_layers(plain, TARGETS["generic"], [FORMATS["int8"]])
+    space = find_layers(plain, TARGETS["generic"], [PRECISIONS["int8"]])
     rng = np.random.default_rng(0)
     weights = {
         site.tensor: initializer(plain, site.tensor) for site in space.sites if site.is_weight
@@ -225,7 +225,7 @@ def test_large_weights_are_sampled_with_their_extremes() -> None:
 
 def test_a_dead_channel_keeps_a_share_of_the_scale_of_its_tensor() -> None:
     plain = canonicalise(LAYERED["conv_relu_conv"].build())
-    space = find_layers(plain, TARGETS["ort-cpu"], [FORMATS["int8"]])
+    space = find_layers(plain, TARGETS["ort-cpu"], [PRECISIONS["int8"]])
     weights = {
         site.tensor: np.array(initializer(plain, site.tensor))
         for site in space.sites
@@ -275,10 +275,13 @@ def test_the_distortion_of_a_decision_is_that_of_all_its_layers() -> None:
 
 
 def test_layers_without_activations_are_distorted_by_their_weights_alone() -> None:
-    case = calibrated(FORMS["lstm"].build(), formats=[FORMATS["int4"], FORMATS["int8"]])
+    case = calibrated(
+        FORMS["lstm"].build(), precisions=[PRECISIONS["int4"], PRECISIONS["int8"]]
+    )
     weights = {name: initializer(case.canonical, name) for name in ("w", "r")}
     (row,) = distortions(case.space, {}, weights, case.scales)
-    for index, fmt in enumerate(case.space.precisions):
+    for index, precision in enumerate(case.space.precisions):
+        fmt = precision.weights
         expected = 0.0
         for name, weight in weights.items():
             scale = case.scales[f"{name}@cell", fmt.name].reshape(1, -1, 1)
@@ -291,7 +294,7 @@ def test_a_large_weight_is_represented_by_some_of_each_channel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     text = "g (float[N,512] x) => (float[N,64] y) { y = MatMul (x, w) }"
-    case = calibrated(model(text, weights={"w": (512, 64)}), formats=[FORMATS["int4"]])
+    case = calibrated(model(text, weights={"w": (512, 64)}), precisions=[PRECISIONS["int4"]])
     space = replace(case.space, sites=tuple(s for s in case.space.sites if s.is_weight))
     weights = {"w": initializer(case.canonical, "w")}
     (whole,) = distortions(space, {}, weights, case.scales)

@@ -21,8 +21,7 @@ from onnx_fliqs.cost import (
 )
 from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.errors import ConfigError, InfeasibleError
-from onnx_fliqs.formats import parse_format
-from onnx_fliqs.precision import parse_space
+from onnx_fliqs.precision import parse_precision, parse_space
 from onnx_fliqs.prepare import prepare
 from onnx_fliqs.sites import Layer, SearchSpace
 from onnx_fliqs.targets import parse_target
@@ -112,7 +111,8 @@ def test_cost_of_a_mixed_assignment_equals_the_hand_count() -> None:
     names = ["int4", "int8", "e4m3", "int6", "e2m1", "float32"]
     bits = [4, 8, 8, 6, 4, 32]
     chosen = {
-        layer.name: parse_format(name) for layer, name in zip(space.layers, names, strict=True)
+        layer.name: parse_precision(name)
+        for layer, name in zip(space.layers, names, strict=True)
     }
     cost = cost_of(space, chosen)
     bops = sum(m * b * b for m, b in zip(MACS.values(), bits, strict=True))
@@ -127,11 +127,11 @@ def test_cost_of_a_mixed_assignment_equals_the_hand_count() -> None:
 @pytest.mark.parametrize("name", ["int4", "int8", "e2m1", "e5m2", "float32"])
 def test_a_uniform_assignment_has_the_bits_of_its_format(name: str) -> None:
     space = small_space(formats="int4,int8,e2m1,e5m2,float32")
-    fmt = parse_format(name)
-    cost = cost_of(space, space.uniform(fmt))
-    assert cost.effective_bits == fmt.bits
-    assert cost.relative_to_int8 == (fmt.bits / 8) ** 2
-    assert cost.weight_bytes == sum(PARAMS.values()) * fmt.bits / 8
+    bits = parse_precision(name).weights.bits
+    cost = cost_of(space, space.uniform(parse_precision(name)))
+    assert cost.effective_bits == bits
+    assert cost.relative_to_int8 == (bits / 8) ** 2
+    assert cost.weight_bytes == sum(PARAMS.values()) * bits / 8
 
 
 @pytest.mark.parametrize("kind", BUDGET_KINDS)
@@ -150,7 +150,7 @@ def test_the_table_adds_up_to_the_cost_of_every_assignment(kind: BudgetKind) -> 
 )
 def test_the_budget_of_uniform_int8_is_its_cost(kind: BudgetKind, value: float) -> None:
     space = small_space()
-    cost = cost_of(space, space.uniform(parse_format("int8")))
+    cost = cost_of(space, space.uniform(parse_precision("int8")))
     expected = cost.weight_bytes if kind is BudgetKind.SIZE else cost.bops
     assert Budget(kind, value).limit(space) == expected
 
@@ -276,7 +276,9 @@ def mixed_space(*, only: bool = False) -> SearchSpace:
 
 def test_layers_that_multiply_in_float_cost_bytes_but_no_bit_operations() -> None:
     space = mixed_space()
-    chosen = {f"l{i}": parse_format(name) for i, name in enumerate(("int4", "int8", "int4"))}
+    chosen = {
+        f"l{i}": parse_precision(name) for i, name in enumerate(("int4", "int8", "int4"))
+    }
     cost = cost_of(space, chosen)
     assert cost.bops == 110 * 16
     assert cost.effective_bits == 4

@@ -5,7 +5,6 @@ import onnx_ir as ir
 import pytest
 
 from layer_forms import FORMS
-from onnx_fliqs.formats import FORMATS
 from onnx_fliqs.passes.dequantize_after_gather import DequantizeAfterGatherPass
 from onnx_fliqs.runtime import OptimizationLevel, make_session
 from support import PRECISIONS, calibrated, check_pass, model, ops, random_feeds, run
@@ -121,7 +120,7 @@ def test_a_gather_in_a_body_reads_codes_from_outside() -> None:
 def test_an_emitted_embedding_dequantizes_the_rows_that_it_reads(
     name: str, stored: str | None
 ) -> None:
-    case = calibrated(FORMS["embedding"].build(), formats=[FORMATS[name]])
+    case = calibrated(FORMS["embedding"].build(), precisions=[PRECISIONS[name]])
     graph = case.emitted(case.space.uniform(PRECISIONS[name]))
     gathers = [node for node in graph.graph if node.op_type == "Gather"]
     assert len(gathers) == 2

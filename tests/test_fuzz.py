@@ -22,18 +22,18 @@ from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.emission import emit
 from onnx_fliqs.errors import UnsupportedError
 from onnx_fliqs.evaluation import run_dataset
-from onnx_fliqs.formats import Format
 from onnx_fliqs.judged import exposed, judged_values
 from onnx_fliqs.objective import choose_objective
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
+from onnx_fliqs.precision import Precision, PrecisionMap
 from onnx_fliqs.prepare import Prepared, calibrate, prepare
 from onnx_fliqs.runtime import make_session
-from onnx_fliqs.sites import FormatMap, ScaleTable
+from onnx_fliqs.sites import ScaleTable
 from onnx_fliqs.targets import TARGETS, Target
 from onnx_fliqs.train_step import Batch, TrainStep
 from onnx_fliqs.trainability import trainable_parameters, why_frozen
-from support import PRECISIONS, SEARCHED, Feeds
+from support import PRECISIONS, Feeds, runnable
 
 _EXAMPLES: Final = int(os.environ.get("ONNX_FLIQS_FUZZ", "0"))
 _FOLDED: Final = 1e-4
@@ -88,7 +88,7 @@ class Network:
     target: Target
     feeds: Feeds
 
-    def searchable(self, chosen: FormatMap) -> ir.Model:
+    def searchable(self, chosen: PrecisionMap) -> ir.Model:
         """The graph with sites under an assignment."""
         model = self.prepared.canonical.clone()
         InsertSearchSitesPass(self.prepared.space)(model)
@@ -97,25 +97,24 @@ class Network:
             model.graph.initializers[name].const_value = ir.tensor(array, name=name)
         return model
 
-    def random_formats(self, seed: int) -> dict[str, Format]:
+    def random_mix(self, seed: int) -> dict[str, Precision]:
         """A random choice for every decision."""
         rng, space = np.random.default_rng(seed), self.prepared.space
-        choices = rng.integers(len(space.precisions), size=len(space.decisions))
-        return space.assign([int(choice) for choice in choices])
+        sizes = [len(choices) for choices in space.choices]
+        return space.assign([int(choice) for choice in rng.integers(sizes)])
 
 
 def calibrated_network(case: FuzzModel, target: Target, seed: int) -> Network | None:
     """What a search starts from; None where there is no layer."""
     model, feeds = ir.from_proto(case.proto), case.feeds(seed)
     data = Dataset(feeds, None, input_specs(model))
-    formats = [f for f in SEARCHED if target.formats is None or f.name in target.formats]
     try:
-        prepared = prepare(model, data, target, formats)
+        prepared = prepare(model, data, target, runnable(target))
     except UnsupportedError as error:
         if "no quantizable layer" not in str(error):
             raise
         return None
-    prepared, scales, _ = calibrate(prepared, data, 0)
+    prepared, scales, _ = calibrate(prepared, target, data, 0)
     return Network(prepared, scales, target, feeds)
 
 
@@ -142,7 +141,7 @@ def check_float_format(network: Network) -> None:
 
 def check_emission(network: Network, seed: int) -> None:
     """An emitted graph computes what was searched, is valid, and runs optimised."""
-    chosen = network.random_formats(seed)
+    chosen = network.random_mix(seed)
     prepared = network.prepared
     operands = prepared.canonical, prepared.space, chosen, network.scales, network.target
     emitted = emit(*operands, [network.feeds])
@@ -154,7 +153,7 @@ def check_emission(network: Network, seed: int) -> None:
 def check_training(network: Network, seed: int) -> None:
     """A step gives a finite loss and gradient; layers that it does not reach have a reason."""
     canonical, space = network.prepared.canonical, network.prepared.space
-    feeds, chosen = network.feeds, network.random_formats(seed)
+    feeds, chosen = network.feeds, network.random_mix(seed)
     outputs = [judged.name for judged in judged_values(canonical)]
     judged = exposed(canonical, outputs)
     data = Dataset(feeds, None, input_specs(canonical))

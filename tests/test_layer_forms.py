@@ -9,36 +9,27 @@ import pytest
 
 from layer_forms import FORMS
 from onnx_fliqs.errors import UnsupportedError
-from onnx_fliqs.formats import FORMATS, Format
+from onnx_fliqs.precision import Precision
 from onnx_fliqs.runtime import OptimizationLevel, make_session
-from onnx_fliqs.targets import TARGETS
 from onnx_fliqs.verify import compare
-from support import PRECISIONS, Calibrated, calibrated, random_feeds, run
+from support import PRECISIONS, Calibrated, calibrated, on_targets, random_feeds, run
 
 EVERY = pytest.mark.parametrize("form", FORMS)
 NOT_FOR_INTEGER_KERNELS = {
+    "convtranspose_1d_grouped",
     *("lstm", "lstm_both_ways", "two_rnns_of_one_weight", "einsums", "layer_in_a_loop"),
     "recurrent_cell_in_a_branch",
 }
-FORMS_AND_TARGETS = pytest.mark.parametrize(
-    ("form", "target"),
-    [
-        (form, target)
-        for target in TARGETS
-        for form in FORMS
-        if target == "generic" or form not in NOT_FOR_INTEGER_KERNELS
-    ],
-)
+FORMS_AND_TARGETS = pytest.mark.parametrize(("form", "target"), on_targets(FORMS))
 SEEDS = (2, 3)
 """Both branches of an If."""
 
 
 @functools.cache
 def prepared(form: str, target: str = "generic") -> Calibrated:
-    formats = [FORMATS[n] for n in ("int4", "int6", "e3m4", "int8", "e4m3", "bf16", "float32")]
-    known = TARGETS[target].formats
-    kept = [f for f in formats if known is None or f.name in known]
-    return calibrated(FORMS[form].build(), target, kept)
+    names = ("int4", "int6", "e3m4", "int8", "e4m3", "bf16", "float32")
+    searched = [PRECISIONS[name] for name in names] if target == "generic" else None
+    return calibrated(FORMS[form].build(), target, searched)
 
 
 def assert_same(actual: ir.Model, expected: ir.Model, form: str) -> None:
@@ -51,7 +42,7 @@ def assert_same(actual: ir.Model, expected: ir.Model, form: str) -> None:
             np.testing.assert_allclose(got, want, rtol=rtol, atol=0)
 
 
-def assert_as_searched(form: str, target: str, chosen: dict[str, Format]) -> ir.Model:
+def assert_as_searched(form: str, target: str, chosen: dict[str, Precision]) -> ir.Model:
     case = prepared(form, target)
     graph = case.emitted(chosen)
     onnx.checker.check_model(ir.to_proto(graph), full_check=True)
@@ -85,9 +76,9 @@ def test_random_mixes_compute_what_was_searched(form: str, target: str, seed: in
 
 
 @FORMS_AND_TARGETS
-def test_int8_runs_right_at_every_level(form: str, target: str) -> None:
+def test_8_bits_run_right_at_every_level(form: str, target: str) -> None:
     case = prepared(form, target)
-    graph = assert_as_searched(form, target, case.space.uniform(PRECISIONS["int8"]))
+    graph = assert_as_searched(form, target, case.eight_bits())
     names = [str(value.name) for value in graph.graph.outputs]
     data = ir.to_proto(graph).SerializeToString()
     for seed in SEEDS:
@@ -100,5 +91,5 @@ def test_int8_runs_right_at_every_level(form: str, target: str) -> None:
 
 @pytest.mark.parametrize("form", sorted(NOT_FOR_INTEGER_KERNELS))
 def test_integer_kernels_leave_what_would_be_slower(form: str) -> None:
-    with pytest.raises(UnsupportedError, match="ort-cpu would dequantize its weights"):
+    with pytest.raises(UnsupportedError, match="ort-cpu has no kernel for it in int8"):
         prepared(form, "ort-cpu")

@@ -9,14 +9,13 @@ from onnx_fliqs.containers import container_of
 from onnx_fliqs.errors import FliqsError
 from onnx_fliqs.formats import FORMATS, Format, IntFormat, is_passthrough
 from onnx_fliqs.passes.lower_sites import LowerSitesPass
+from onnx_fliqs.precision import Precision
 from onnx_fliqs.runtime import OptimizationLevel, make_session
 from onnx_fliqs.site_functions import DOMAIN
-from onnx_fliqs.targets import TARGETS
 from onnx_fliqs.verify import compare
 from pass_models import LAYERED
 from support import (
     PRECISIONS,
-    SEARCHED,
     Calibrated,
     calibrated,
     calibrated_case,
@@ -25,6 +24,7 @@ from support import (
     f32,
     initializer,
     model,
+    on_targets,
     ops,
     random_feeds,
     run,
@@ -32,12 +32,15 @@ from support import (
 )
 
 CASES = pytest.mark.parametrize("case", LAYERED)
-EVERY = pytest.mark.parametrize("fmt", SEARCHED, ids=[fmt.name for fmt in SEARCHED])
-BOTH_TARGETS = pytest.mark.parametrize("target", TARGETS)
+EVERY = pytest.mark.parametrize("fmt", [FORMATS[name] for name in PRECISIONS], ids=PRECISIONS)
+INTEGER_CASES = pytest.mark.parametrize(
+    "case", [case for case, target in on_targets(LAYERED) if target == "ort-cpu"]
+)
+ON_TARGETS = pytest.mark.parametrize(("case", "target"), on_targets(LAYERED))
 STANDARD = {"", "ai.onnx"}
 
 
-def assert_as_searched(prepared: Calibrated, chosen: dict[str, Format]) -> ir.Model:
+def assert_as_searched(prepared: Calibrated, chosen: dict[str, Precision]) -> ir.Model:
     """The emitted graph is valid, standard, and computes the searchable one's bits."""
     graph = prepared.emitted(chosen)
     proto = ir.to_proto(graph)
@@ -60,21 +63,20 @@ def assert_as_searched(prepared: Calibrated, chosen: dict[str, Format]) -> ir.Mo
 @CASES
 def test_every_format_computes_what_was_searched(case: str, fmt: Format) -> None:
     prepared = calibrated_case(case)
-    assert_as_searched(prepared, prepared.space.uniform(fmt))
+    assert_as_searched(prepared, prepared.space.uniform(PRECISIONS[fmt.name]))
 
 
 @pytest.mark.parametrize("seed", range(4))
-@BOTH_TARGETS
-@CASES
+@ON_TARGETS
 def test_random_mixes_compute_what_was_searched(case: str, target: str, seed: int) -> None:
     prepared = calibrated_case(case, target)
     assert_as_searched(prepared, prepared.random_mix(seed))
 
 
-@CASES
-def test_int8_on_integer_kernels_computes_what_was_searched(case: str) -> None:
-    prepared = calibrated_case(case, "ort-cpu")
-    assert_as_searched(prepared, prepared.space.uniform(PRECISIONS["int8"]))
+@ON_TARGETS
+def test_8_bits_compute_what_was_searched(case: str, target: str) -> None:
+    prepared = calibrated_case(case, target)
+    assert_as_searched(prepared, prepared.eight_bits())
 
 
 @EVERY
@@ -82,7 +84,7 @@ def test_int8_on_integer_kernels_computes_what_was_searched(case: str) -> None:
 def test_the_reference_evaluator_agrees(case: str, fmt: Format) -> None:
     # One layer deep: sums that differ in the last bit meet no further quantizer.
     prepared = calibrated_case(case)
-    chosen = prepared.space.uniform(fmt)
+    chosen = prepared.space.uniform(PRECISIONS[fmt.name])
     feeds = random_feeds(prepared.canonical, 3)
     expected = run(prepared.searchable(chosen), feeds)
     proto = ir.to_proto(prepared.emitted(chosen))
@@ -91,13 +93,12 @@ def test_the_reference_evaluator_agrees(case: str, fmt: Format) -> None:
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)  # float32 sums
 
 
-@CASES
-def test_float32_leaves_the_model_as_it_was(case: str) -> None:
-    for target in TARGETS:
-        prepared = calibrated_case(case, target)
-        graph = assert_as_searched(prepared, prepared.space.uniform(PRECISIONS["float32"]))
-        assert ops(graph) == ops(prepared.canonical)
-        assert set(graph.graph.initializers) == set(prepared.canonical.graph.initializers)
+@ON_TARGETS
+def test_float32_leaves_the_model_as_it_was(case: str, target: str) -> None:
+    prepared = calibrated_case(case, target)
+    graph = assert_as_searched(prepared, prepared.space.uniform(PRECISIONS["float32"]))
+    assert ops(graph) == ops(prepared.canonical)
+    assert set(graph.graph.initializers) == set(prepared.canonical.graph.initializers)
 
 
 # -- the pass -------------------------------------------------------------------------------
@@ -114,8 +115,7 @@ def test_the_pass_keeps_its_contract(case: str, fmt: str) -> None:
     assert not any(key[0] == DOMAIN for key in after.functions)
 
 
-@BOTH_TARGETS
-@CASES
+@ON_TARGETS
 def test_an_emitted_graph_is_left_alone(case: str, target: str) -> None:
     prepared = calibrated_case(case, target)
     chosen = prepared.random_mix(0)
@@ -139,8 +139,7 @@ def test_emission_is_deterministic() -> None:
     assert serialized(ir.to_proto(graphs[0])) == serialized(ir.to_proto(graphs[1]))
 
 
-@BOTH_TARGETS
-@CASES
+@ON_TARGETS
 def test_the_signature_stays(case: str, target: str) -> None:
     prepared = calibrated_case(case, target)
     before = ir.to_proto(prepared.canonical).graph
@@ -174,7 +173,7 @@ def test_names_that_the_model_already_uses_do_no_harm() -> None:
 @EVERY
 def test_weights_are_stored_in_the_container_of_their_format(fmt: Format) -> None:
     prepared = calibrated_case("residual")
-    graph = prepared.emitted(prepared.space.uniform(fmt))
+    graph = prepared.emitted(prepared.space.uniform(PRECISIONS[fmt.name]))
     dtype = container_of(fmt).dtype
     for layer in prepared.space.layers:
         name = layer.weights[0]
@@ -193,7 +192,7 @@ def test_the_file_shrinks_as_the_formats_do() -> None:
     )
     prepared = calibrated(wide)
     sizes = {
-        name: len(ir.to_proto(prepared.emitted({"fc": FORMATS[name]})).SerializeToString())
+        name: len(ir.to_proto(prepared.emitted({"fc": PRECISIONS[name]})).SerializeToString())
         for name in ("float32", "bf16", "int8", "e4m3", "int4")
     }
     scales = 64 * 4
@@ -205,7 +204,7 @@ def test_the_file_shrinks_as_the_formats_do() -> None:
 @EVERY
 def test_a_weight_of_several_layers_is_stored_once(fmt: Format) -> None:
     prepared = calibrated_case("shared_weight")
-    graph = prepared.emitted(prepared.space.uniform(fmt))
+    graph = prepared.emitted(prepared.space.uniform(PRECISIONS[fmt.name]))
     stored = [name for name in graph.graph.initializers if name.endswith(".codes")]
     assert stored == ([] if fmt.name == "float32" else ["w@once.codes"])
     assert ("w" in graph.graph.initializers) == (fmt.name == "float32")
@@ -214,7 +213,7 @@ def test_a_weight_of_several_layers_is_stored_once(fmt: Format) -> None:
 def test_layers_that_agree_share_the_quantizer_of_a_tensor() -> None:
     prepared = calibrated_case("attention")
     same = prepared.emitted(prepared.space.uniform(PRECISIONS["int8"]))
-    chosen = prepared.space.uniform(PRECISIONS["int8"]) | {"key": FORMATS["int4"]}
+    chosen = prepared.space.uniform(PRECISIONS["int8"]) | {"key": PRECISIONS["int4"]}
     other = prepared.emitted(chosen)
     readers = [
         sum(
@@ -236,7 +235,7 @@ def quantizers(graph: ir.Model) -> list[ir.Node]:
 @EVERY
 def test_a_zero_point_is_spelled_out_for_8_bits_and_left_out_otherwise(fmt: Format) -> None:
     prepared = calibrated_case("residual")
-    graph = prepared.emitted(prepared.space.uniform(fmt))
+    graph = prepared.emitted(prepared.space.uniform(PRECISIONS[fmt.name]))
     found = quantizers(graph)
     computed = isinstance(fmt, IntFormat) or fmt.name in ("e4m3", "e5m2")
     assert bool(found) == computed
@@ -257,7 +256,7 @@ def test_a_zero_point_is_spelled_out_for_8_bits_and_left_out_otherwise(fmt: Form
 @EVERY
 def test_formats_without_a_kernel_are_rounded_by_arithmetic(fmt: Format) -> None:
     prepared = calibrated_case("conv_relu_conv")
-    used = set(ops(prepared.emitted(prepared.space.uniform(fmt))))
+    used = set(ops(prepared.emitted(prepared.space.uniform(PRECISIONS[fmt.name]))))
     if is_passthrough(fmt):
         assert used == {"Conv", "Relu"} | (
             set() if fmt.name == "float32" else {"Clip", "Cast"}
@@ -330,7 +329,7 @@ def test_integer_kernels_get_int32_biases_on_the_scale_of_the_products() -> None
         )
 
 
-@CASES
+@INTEGER_CASES
 def test_integer_kernels_get_uint8_activations(case: str) -> None:
     prepared, graph = integer_graph(case)
     points = {
@@ -345,7 +344,7 @@ def test_integer_kernels_get_uint8_activations(case: str) -> None:
             assert points[name] == (0 if site.negative == 0 else 128)
 
 
-@CASES
+@INTEGER_CASES
 def test_graph_outputs_stay_float(case: str) -> None:
     _, graph = integer_graph(case)
     for value in graph.graph.outputs:
@@ -420,9 +419,9 @@ def test_a_relu_before_a_quantizer_survives_the_default_optimisations(fmt: Forma
                 [c1] y = Conv (r, w) }""",
             weights={"w": (2, 3, 1, 1)},
         ),
-        formats=[fmt],
+        precisions=[PRECISIONS[fmt.name]],
     )
-    graph = assert_as_searched(prepared, prepared.space.uniform(fmt))
+    graph = assert_as_searched(prepared, prepared.space.uniform(PRECISIONS[fmt.name]))
     feeds = random_feeds(prepared.canonical, 3)
     assert (feeds["x"] < 0).any()
     plain = run(graph, feeds)[0]
@@ -448,7 +447,7 @@ def test_int4_beside_int8_activations_do_not_corrupt_each_other(
             weights={f"w{i}": (4, 4, 1, 1) for i in (1, 2, 3, 4)},
         ),
     )
-    chosen = {f"c{i}": FORMATS["int4" if i % 2 else "int8"] for i in (1, 2, 3, 4)}
+    chosen = {f"c{i}": PRECISIONS["int4" if i % 2 else "int8"] for i in (1, 2, 3, 4)}
     graph = assert_as_searched(prepared, chosen)
     built = make_session(ir.to_proto(graph).SerializeToString(), level=level, threads=1)
     for seed in range(5):

@@ -90,7 +90,7 @@ def test_float_models(name: str, place: str, tmp_path: Path) -> None:
 )
 def test_emitted_models(target: str, format_: str, place: str, tmp_path: Path) -> None:
     case = support.calibrated_case("residual", target)
-    model = case.emitted(case.space.uniform(PRECISIONS[format_]))
+    model = case.emitted(case.space.uniform(support.PRECISIONS[format_]))
     moved = in_file(model, tmp_path) if place == "file" else model
     assert_same(model, support.random_feeds(model), moved)
 

@@ -24,7 +24,15 @@ from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.passes.remove_quantization import RemoveQuantizationPass
 from onnx_fliqs.prepare import with_weights
 from onnx_fliqs.search_loop import search
-from support import calibrated_case, check_pass, ops, random_feeds, require_shared, run
+from support import (
+    PRECISIONS,
+    calibrated_case,
+    check_pass,
+    ops,
+    random_feeds,
+    require_shared,
+    run,
+)
 
 Array = npt.NDArray[Any]
 
@@ -584,7 +592,7 @@ def faked(canonical: ir.Model, case: Any, name: str) -> ir.Model:
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_what_this_tool_emits_comes_back(name: str) -> None:
     case = calibrated_case("residual")
-    chosen = {layer.name: FORMATS[name] for layer in case.space.layers}
+    chosen = {layer.name: PRECISIONS[name] for layer in case.space.layers}
     result = canonicalise(case.emitted(chosen), remove_quantization=True)
     expected = faked(case.canonical, case, name)
     assert "DequantizeLinear" not in ops(result)
@@ -618,7 +626,7 @@ def test_a_network_that_this_tool_emitted_comes_back_and_is_searched() -> None:
 
 def test_the_option_of_the_command_line(tmp_path: Path) -> None:
     case = calibrated_case("residual")
-    chosen = {layer.name: FORMATS["int8"] for layer in case.space.layers}
+    chosen = {layer.name: PRECISIONS["int8"] for layer in case.space.layers}
     path, output = tmp_path / "quantized.onnx", tmp_path / "out.onnx"
     save_model(case.emitted(chosen), path)
     steps = ("--space", "int8", "--steps", 2, "--batch-size", 8, "--threads", 1)

@@ -215,7 +215,7 @@ def test_the_ort_cpu_target_gets_what_it_runs(bits: float | None, uniform: bool)
     )
     assert_sound(result)
     used = set(result.assignment.layers.values())
-    assert used <= set(TARGETS["ort-cpu"].formats or ())
+    assert used <= set(TARGETS["ort-cpu"].precisions or ())
     assert (used == {"int8"}) == uniform
     assert result.assignment.target == "ort-cpu"
     assert result.quantized_quality > 0.9

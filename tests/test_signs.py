@@ -3,11 +3,10 @@
 import pytest
 
 from onnx_fliqs.find_layers import find_layers
-from onnx_fliqs.formats import FORMATS
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.signs import mark_unsigned
 from onnx_fliqs.targets import TARGETS
-from support import model
+from support import PRECISIONS, model
 
 TEXT = """g (float[N,2,4,4] x, float[N,2,4,4] z) => (float[N,4,4,4] y) {{
     {text}
@@ -25,7 +24,7 @@ NEVER = ["a = Neg (x)", "a = Mul (x, z)", "a = Tanh (x)", "a = Sub (x, x)"]
 def unsigned(text: str, *inputs: str) -> bool:
     built = model(TEXT.format(text=text), weights={"w": (4, 4, 1, 1)})
     plain = canonicalise(built)
-    space = find_layers(plain, TARGETS["generic"], [FORMATS["int8"]])
+    space = find_layers(plain, TARGETS["generic"], [PRECISIONS["int8"]])
     (site,) = [s for s in mark_unsigned(plain, space, inputs).sites if not s.is_weight]
     return site.negative == 0
 
@@ -66,8 +65,8 @@ def test_sites_of_one_scale_are_all_unsigned_or_none() -> None:
             weights={"w1": (2, 2, 1, 1), "w2": (2, 4, 1, 1)},
         )
     )
-    space = find_layers(plain, TARGETS["ort-cpu"], [FORMATS["int8"]])
+    space = find_layers(plain, TARGETS["ort-cpu"], [PRECISIONS["int8"]])
     for inputs, expected in (((), False), (("x",), True)):
         marked = mark_unsigned(plain, space, inputs)
-        signs = {s.tensor: (s.negative == 0) for s in marked.sites if not s.is_weight}
+        signs = {s.tensor: s.negative == 0 for s in marked.sites if not s.is_weight}
         assert signs == dict.fromkeys(("x", "r", "t"), expected)

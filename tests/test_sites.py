@@ -21,6 +21,7 @@ from onnx_fliqs.formats import (
     grid_code,
 )
 from onnx_fliqs.gradient import GRADIENT, build_gradient
+from onnx_fliqs.precision import PrecisionMap
 from onnx_fliqs.site_functions import (
     ANY_CODES,
     ANY_SITE,
@@ -29,7 +30,7 @@ from onnx_fliqs.site_functions import (
     INTEGER_SITE,
     site_function,
 )
-from onnx_fliqs.sites import FormatMap, Layer, SearchSpace, Site
+from onnx_fliqs.sites import Layer, SearchSpace, Site
 from support import PRECISIONS, f32, model, session
 
 Array = npt.NDArray[np.float32]
@@ -237,7 +238,7 @@ def _space(*formats: str) -> SearchSpace:
             site("w", "b", is_weight=True, axis=1, channels=3, rank=2),
             site("bias", "b", is_weight=True, axis=0, channels=3, rank=1, bias_of=("r", "w")),
         ),
-        tuple(FORMATS[name] for name in formats),
+        tuple(PRECISIONS[name] for name in formats),
     )
 
 
@@ -249,15 +250,15 @@ def _scales(space: SearchSpace) -> dict[tuple[str, str], Array]:
     }
 
 
-def taken(space: SearchSpace, chosen: FormatMap) -> dict[str, str]:
-    return {name: fmt.name for name, fmt in space.precisions_taken(chosen).items()}
+def taken(space: SearchSpace, chosen: PrecisionMap) -> dict[str, str]:
+    return {name: fmt.name for name, fmt in space.formats_taken(chosen).items()}
 
 
 def test_a_tensor_of_several_layers_takes_the_fewest_bits_of_any() -> None:
     space = _space("int4", "int8", "float32")
-    chosen = {"a": FORMATS["int8"], "b": FORMATS["int4"]}
+    chosen = {"a": PRECISIONS["int8"], "b": PRECISIONS["int4"]}
     assert taken(space, chosen) == {"x": "int8", "r": "uint4", "w": "int4", "bias": "float32"}
-    chosen = {"a": FORMATS["float32"], "b": FORMATS["float32"]}
+    chosen = space.uniform(PRECISIONS["float32"])
     assert set(taken(space, chosen).values()) == {"float32"}
 
 
@@ -292,9 +293,9 @@ def test_what_is_computed_from_quantized_tensors_takes_the_widest_format_or_that
             site("sum", *layers[2:], operands=("x", "y"), negative=0.0),
             site("pooled", operands=("sum",), negative=0.0),
         ),
-        (FORMATS["int4"], FORMATS["int8"], FORMATS["float32"]),
+        tuple(PRECISIONS[name] for name in ("int4", "int8", "float32")),
     )
-    chosen = dict(zip(layers, [FORMATS[n] for n in (*operands, reader) if n], strict=True))
+    chosen = dict(zip(layers, [PRECISIONS[n] for n in (*operands, reader) if n], strict=True))
     assert taken(space, chosen) == {
         "x": operands[0],
         "y": operands[1],
@@ -308,7 +309,7 @@ def test_layers_of_a_group_decide_together() -> None:
     space = SearchSpace(
         tuple(Layer(name=name, op_type="Conv", weights=(), params=0) for name in names),
         (),
-        (FORMATS["int4"], FORMATS["int8"]),
+        (PRECISIONS["int4"], PRECISIONS["int8"]),
         groups=(("d", "b"), ("e", "c"), ("b", "e")),
     )
     assert space.decisions == (("a",), ("b", "c", "d", "e"))
@@ -374,6 +375,6 @@ def test_the_mantissa_is_rounded_only_where_a_format_has_one(
 ) -> None:
     assert _space(*names).needs_mantissa is expected
     has_minifloat = any(
-        isinstance(f, FloatFormat) and f.name != "float32" for f in _space(*names).formats
+        isinstance(FORMATS[name], FloatFormat) and name != "float32" for name in names
     )
     assert has_minifloat is expected

@@ -23,6 +23,8 @@ from onnx_fliqs.strategies import (
 Rows = tuple[npt.NDArray[np.float64], ...]
 
 BITS = np.array([4.0, 6.0, 8.0])
+LEVELS = [(0, 0), (1, 1), (2, 2)]
+"""Of two decisions, in those bits."""
 
 
 def costs(macs: Sequence[float], budget: float) -> Rows:
@@ -76,13 +78,13 @@ def test_equal_damage_is_done_where_it_saves_most() -> None:
 
 @pytest.mark.parametrize(("budget", "expected"), [(8.0, 2), (7.9, 1), (6.0, 1), (4.0, 0)])
 def test_uniform_is_the_most_precise_that_fits(budget: float, expected: int) -> None:
-    assert uniform_choices(costs([2, 5], budget)) == (expected, expected)
+    assert uniform_choices(costs([2, 5], budget), LEVELS) == (expected, expected)
 
 
 def test_what_cannot_be_met_is_refused() -> None:
     table = costs([1, 1], 3.9)
     with pytest.raises(InfeasibleError, match="uniform"):
-        uniform_choices(table)
+        uniform_choices(table, LEVELS)
     with pytest.raises(InfeasibleError, match="meets the budget"):
         greedy_choices(table, (np.zeros(3), np.zeros(3)))
 
@@ -100,7 +102,7 @@ def test_every_baseline_meets_the_budget(macs: list[int], budget: float, seed: i
     for chosen in (
         program_choices(table, damage),
         greedy_choices(table, damage),
-        uniform_choices(table),
+        uniform_choices(table, [(level,) * len(macs) for level in range(3)]),
         random_choices(table, rng),
     ):
         assert spent(table, chosen) <= 1 + 1e-9

@@ -13,11 +13,11 @@ import pytest
 import support
 from onnx_fliqs.data import Dataset, batch_indices, input_specs, load_npz
 from onnx_fliqs.evaluation import run_dataset
-from onnx_fliqs.formats import FORMATS, Format, parse_format
+from onnx_fliqs.formats import FORMATS
 from onnx_fliqs.model import load_model
 from onnx_fliqs.objective import Objective, choose_objective, quality
 from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
-from onnx_fliqs.precision import parse_space
+from onnx_fliqs.precision import parse_precision, parse_space
 from onnx_fliqs.prepare import Prepared, calibrate, make_batch, prepare
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.sites import SiteValues
@@ -27,6 +27,7 @@ from onnx_fliqs.trainability import trainable_parameters
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 LR = 1e-3
+GENERIC = parse_target("generic")
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Task:
         """One format for all layers, or one for each."""
         layers = self.prepared.space.layers
         names = formats * len(layers) if len(formats) == 1 else formats
-        chosen: dict[str, Format] = {
-            layer.name: parse_format(name) for layer, name in zip(layers, names, strict=True)
+        chosen = {
+            layer.name: parse_precision(name)
+            for layer, name in zip(layers, names, strict=True)
         }
         return self.prepared.space.values(chosen, self.scales)
 
@@ -75,8 +77,8 @@ class Task:
 def task_of(
     model: ir.Model, data: Dataset, *, space: str = "int-l", labelled: bool = True
 ) -> Task:
-    prepared = prepare(model, data, parse_target("generic"), parse_space(space))
-    prepared, scales, _ = calibrate(prepared, data, 0)
+    prepared = prepare(model, data, GENERIC, parse_space(space))
+    prepared, scales, _ = calibrate(prepared, GENERIC, data, 0)
     session = make_session(ir.to_proto(prepared.canonical).SerializeToString())
     names = [str(value.name) for value in prepared.canonical.graph.outputs]
     teacher = run_dataset(session, data.take(np.arange(64) % len(data)), names)
