@@ -82,6 +82,7 @@ def _measure(model: str, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Measure every model."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("folder", help="for data files")
     parser.add_argument("--models", nargs="+", default=list(TASKS), choices=TASKS)

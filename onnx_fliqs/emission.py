@@ -18,6 +18,7 @@ from onnx_fliqs.passes.fix_shapes import FixShapesPass, is_static
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
 from onnx_fliqs.passes.lower_opset import LowerOpsetPass
 from onnx_fliqs.passes.lower_sites import LowerSitesPass
+from onnx_fliqs.passes.remove_redundant_clips import RemoveRedundantClipsPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 from onnx_fliqs.precision import PrecisionMap
 from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session, run_session
@@ -133,13 +134,13 @@ def emit_graph(
         target: The dialect.
     """
     model = canonical.clone()
-    # Where every tensor is quantized, a Gather reads and writes dequantized ones like others.
+    # Where every tensor is quantized, Gather is an operator like others.
     full = target.placement is Placement.EVERY_TENSOR
-    gathering = () if full else (DequantizeAfterGatherPass(),)
+    tidying = RemoveRedundantClipsPass() if full else DequantizeAfterGatherPass()
     for step in (
         InsertSearchSitesPass(space),
         LowerSitesPass(space, chosen, scales, target),
-        *gathering,
+        tidying,
         RemoveUnusedPass(),
         LowerOpsetPass(),
         common.ClearMetadataAndDocStringPass(),

@@ -264,7 +264,8 @@ def quantize(x: npt.ArrayLike, fmt: Format) -> Array:
     """
     value = np.asarray(x, dtype=np.float32)
     if isinstance(fmt, IntFormat):
-        whole = np.rint(value / np.float32(fmt.step)) * np.float32(fmt.step)
+        step = np.float32(fmt.step)
+        whole: Array = np.rint(value / step) * step
         return np.clip(whole, np.float32(fmt.min), np.float32(fmt.max))
     if fmt.mantissa == 23:
         return value

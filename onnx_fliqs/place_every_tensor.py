@@ -31,8 +31,9 @@ _MEASURING: Final = frozenset({"Shape", "Size"})
 _DATA: Final = {"Clip": 1, "Pad": 1, "Resize": 1, "Upsample": 1, "NonMaxSuppression": 2}
 """How many operands are data, where settings follow them."""
 _WITH_CONSTANTS: Final = frozenset(
-    {"Add", "Concat", "Div", "Gather", "GridSample", "Max", "Mean", "Min", "Mul", "PRelu"}
-    | {"Pow", "Sub", "Sum", "Where"}
+    {"Add", "Concat", "Div", "GridSample", "Max", "Mean", "Min", "Mul", "PRelu", "Pow", "Sub"}
+    | {"Sum", "Where"}
+    | REARRANGING
 )
 """Operators that compute with a constant as with any other tensor."""
 _NORMALIZATIONS: Final = frozenset(
@@ -135,7 +136,8 @@ class _Placement:
                 self.add_source(value)
                 continue
             self._add_output(node, value, (str(node.name),) if is_layer else (), reads)
-        self._add_constants(node, reads)
+        if reads:
+            self._add_constants(node, reads)
 
     def add_source(self, value: ir.Value) -> None:
         """A tensor that nothing quantized makes: in the format of what reads it."""
@@ -144,6 +146,10 @@ class _Placement:
         following = _layers_after(value, frozenset(self.layers))
         layers = following or self.layers[-1:]
         self._add(value, Site(**_tensor(value), layers=layers))
+        maker = value.producer()
+        if maker is not None and maker.op_type in REARRANGING:
+            # Codes of a table, or of what is repeated, go where its numbers go.
+            self._add_constants(maker, (self.made[value],))
 
     def _add(self, value: ir.Value, site: Site) -> None:
         self.sites[site.name] = site
@@ -209,10 +215,6 @@ class _Placement:
         """Sites of the constants that a node computes with."""
         if node.name in self.with_weights:
             return
-        # The codes of a table that is only read go where its rows go.
-        reads = reads or tuple(self.made[v] for v in node.outputs if v in self.made)
-        if not reads:
-            return
         scales = ""
         for index, value, tensor in _constants(node):
             if not _is_float(value) or not np.isfinite(tensor.numpy()).all():
@@ -242,7 +244,8 @@ def _tensor(value: ir.Value) -> dict[str, Any]:
     return {
         "name": f"{value.name}@all",
         "tensor": str(value.name),
-        "consumers": tuple((str(node.name), index) for node, index in _readers(value)),
+        # Shape as well: nothing but its QuantizeLinear may read what a kernel makes.
+        "consumers": tuple((str(node.name), index) for node, index in value.uses()),
         "is_weight": False,
         "is_output": value.is_graph_output() and not value.is_graph_input(),
     }
@@ -255,14 +258,11 @@ def _is_float(value: ir.Value) -> bool:
     return value.dtype is ir.DataType.FLOAT
 
 
-def _readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
-    """Every use that reads the numbers of a tensor."""
-    return [(node, i) for node, i in value.uses() if node.op_type not in _MEASURING]
-
-
 def _is_read(value: ir.Value) -> bool:
-    is_output = value.is_graph_output() and not value.is_graph_input()
-    return is_output or bool(_readers(value))
+    """Whether anything needs the numbers of a tensor."""
+    if value.is_graph_output() and not value.is_graph_input():
+        return True
+    return any(node.op_type not in _MEASURING for node, _ in value.uses())
 
 
 def _moving(model: ir.Model) -> set[ir.Value]:

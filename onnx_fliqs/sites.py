@@ -374,7 +374,7 @@ class SearchSpace:
 
 def _bias(activations: Format) -> Format:
     """What becomes of a bias beside integers of some format."""
-    return _BIAS if activations.bits <= 8 else _WIDE_BIAS  # noqa: PLR2004 - int8
+    return _BIAS if activations.bits <= 8 else _WIDE_BIAS
 
 
 def _bits(fmt: Format) -> int:

@@ -29,8 +29,8 @@ class Placement(enum.Enum):
     """Each tensor is quantized once, where it is made: what integer kernels need, which read
     and write integers."""
     EVERY_TENSOR = "every tensor"
-    """Like that, but of the whole graph: its inputs and outputs, and whatever operators between
-    layers read and write. Between operators of different formats there are conversions."""
+    """Like that, but of the whole graph: its inputs and outputs, and whatever operators
+    between layers read and write. Between operators of different formats are conversions."""
 
 
 class Activations(enum.Enum):

@@ -18,8 +18,9 @@ class FixShapesPass(ir.passes.InPlacePass):
     After:   g (float[1,3,32,32] x) => (float[1,10] y)
 
     Requires: sizes for all inputs with a free dimension, equal to those that are fixed.
-    Ensures: every input has fixed sizes, and so has each value whose shape follows from theirs;
-        nodes, names and types are unchanged, and so are the outputs for inputs of these sizes.
+    Ensures: every input has fixed sizes, and so has each value whose shape follows from
+        theirs; nodes, names and types are unchanged, and so are the outputs for inputs of these
+        sizes.
     Idempotent: inputs with fixed sizes are left alone.
     """
 

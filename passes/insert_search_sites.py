@@ -42,8 +42,8 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
     The numbers come from two new initializers, ``onnx_fliqs.codes`` and ``onnx_fliqs.scales``,
     which at first mean float32: the outputs do not change until others are fed.
 
-    A site ``after`` another reads that one's output. Where a quantized tensor ``y`` is an output
-    of the graph, the site's output is called ``y``, and what it quantizes ``y@float``.
+    A site ``after`` another reads that one's output. Where a quantized tensor ``y`` is an
+    output of the graph, the site's output is called ``y``, and what it quantizes ``y@float``.
 
     Requires: the nodes and values that the sites name; unique node names.
     Ensures: every consumer that a site names reads the site; signature and outputs unchanged.

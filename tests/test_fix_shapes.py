@@ -10,7 +10,8 @@ from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.emission import ship
 from onnx_fliqs.passes.fix_shapes import FixShapesPass
 from onnx_fliqs.targets import TARGETS
-from support import check_pass, evaluate as run_all, model, random_feeds
+from support import check_pass, model, random_feeds
+from support import evaluate as run_all
 
 TEXT = """g (float[N,3,H,8] x, float[4] bias) => (float[N,K] y, float[N,4,A,B] r) {
     [c] a = Conv <pads = [1, 1, 1, 1]> (x, w)
@@ -23,9 +24,7 @@ TEXT = """g (float[N,3,H,8] x, float[4] bias) => (float[N,K] y, float[N,4,A,B] r
 
 
 def network() -> ir.Model:
-    return model(
-        TEXT, weights={"w": (4, 3, 3, 3)}, constants={"rest": [-1], "axes": [2, 3]}
-    )
+    return model(TEXT, weights={"w": (4, 3, 3, 3)}, constants={"rest": [-1], "axes": [2, 3]})
 
 
 def shapes(graph: ir.Model) -> dict[str, list[int | str | None]]:

@@ -35,6 +35,7 @@ from onnx_fliqs.passes.name_everything import NameEverythingPass
 from onnx_fliqs.passes.remove_dropout import RemoveDropoutPass
 from onnx_fliqs.passes.remove_identities import RemoveIdentitiesPass
 from onnx_fliqs.passes.remove_quantization import RemoveQuantizationPass
+from onnx_fliqs.passes.remove_redundant_clips import RemoveRedundantClipsPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 from onnx_fliqs.passes.resolve_auto_padding import ResolveAutoPaddingPass
 from onnx_fliqs.passes.simplify_gemm import SimplifyGemmPass
@@ -47,6 +48,7 @@ PASSES = (
     HoistInitializersPass(),
     InlineOperatorDefinitionsPass(target=21),
     RemoveQuantizationPass(),
+    RemoveRedundantClipsPass(),
     DequantizeAfterGatherPass(),
     FoldBatchNormalizationPass(),
     LowerBatchNormalizationPass(),
