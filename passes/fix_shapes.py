@@ -19,8 +19,7 @@ class FixShapesPass(ir.passes.InPlacePass):
 
     Requires: sizes for all inputs with a free dimension, equal to those that are fixed.
     Ensures: every input has fixed sizes, and so has each value whose shape follows from
-        theirs; nodes, names and types are unchanged, and so are the outputs for inputs of these
-        sizes.
+        theirs; nodes, names and types are unchanged, and so are the outputs for such inputs.
     Idempotent: inputs with fixed sizes are left alone.
     """
 

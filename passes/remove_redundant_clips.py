@@ -19,8 +19,8 @@ class RemoveRedundantClipsPass(ir.passes.InPlacePass):
     After:   a = Conv (x, w);  q = QuantizeLinear (a, scale, zero_point)
 
     with the least code of an unsigned type, 0, as zero point. A Clip goes where its range
-    holds that of the codes. One that reads a dequantized tensor stays: it is an operator of its
-    own, not the end of another.
+    holds that of the codes. One that reads a dequantized tensor stays: it is an operator of
+    its own, not the end of another.
 
     Requires: nothing.
     Ensures: signature and outputs are unchanged, to the last bit.
