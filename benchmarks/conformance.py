@@ -1,10 +1,11 @@
-"""Every model for every target: is what was emitted right in every runtime at hand?
+r"""Every model for every target: is what was emitted right in every runtime at hand?
 
-Each model beside the project (see ``common.SHARED``) is emitted for each target, post-training,
-in int8 (or the cheapest precision without it) and in a random mix of its default space.
+Each model beside the project (see ``common.SHARED``) is emitted for each target,
+post-training, in int8 (or the cheapest precision without it) and in a random mix of its
+default space.
 ``validate`` runs each graph in this Python's ONNX Runtime and in others::
 
-    python benchmarks/conformance.py --runtime-python RUNTIME/bin/python \\
+    python benchmarks/conformance.py --runtime-python RUNTIME/bin/python \
         -o docs/conformance.md
 """
 
@@ -95,11 +96,11 @@ def _page(rows: Sequence[Row], names: Sequence[str]) -> str:
         f"* runtimes: {', '.join(names)}",
         f"* seed: {_SEED}",
         "",
-        "Models emitted post-training for each target, in int8 (or the cheapest precision of a",
-        "layer without it) and in a random mix. *exact*: the unoptimised file computes what was",
-        "searched, to float rounding. *default level*: ONNX Runtime may optimise it fully. The",
-        "columns behind: files that `validate` finds right in that environment, of those that",
-        "were emitted.",
+        "Models emitted post-training for each target, in int8 (or the cheapest precision of",
+        "a layer without it) and in a random mix. *exact*: the unoptimised file computes what",
+        "was searched, to float rounding. *default level*: ONNX Runtime may optimise it",
+        "fully. The columns behind: files that `validate` finds right in that environment, of",
+        "those that were emitted.",
         "",
         f"| target | models | exact | default level | {' | '.join(names)} |",
         "|---|---|---|---|" + "---|" * len(names),

@@ -28,11 +28,12 @@ from onnx import numpy_helper
 
 from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.emission import emit_graph
-from onnx_fliqs.formats import FORMATS
 from onnx_fliqs.model import load_model, save_model
+from onnx_fliqs.precision import parse_precision
 from onnx_fliqs.prepare import calibrate, prepare
 from onnx_fliqs.targets import TARGETS
 
+INT8 = parse_precision("int8")
 _HEADER = '<ir_version: 10, opset_import: ["" : 20]>'
 _CELLS = [
     (kind, size, steps, batch)
@@ -84,11 +85,11 @@ def parsed(text: str, **weights: np.ndarray[Any, Any]) -> ir.Model:
 
 def int8(model: ir.Model, feeds: Feeds) -> ir.Model:
     """The model with its layers in int8, emitted for the generic target."""
-    target, formats = TARGETS["generic"], (FORMATS["int8"],)
+    target = TARGETS["generic"]
     data = Dataset(feeds, None, input_specs(model))
-    prepared, scales, _ = calibrate(prepare(model, data, target, formats), data, 0)
+    prepared, scales, _ = calibrate(prepare(model, data, target, (INT8,)), target, data, 0)
     space = prepared.space
-    chosen = space.uniform(FORMATS["int8"])
+    chosen = space.uniform(INT8)
     return emit_graph(prepared.canonical, space, chosen, scales, target)
 
 
@@ -143,12 +144,10 @@ def concatenations() -> tuple[Models, Feeds]:
     models = {"float": plain}
     for name, operators in (("apart", ()), ("shared", ("Concat",))):
         target = replace(TARGETS["ort-cpu"], shared_scale_ops=operators)
-        prepared, scales, _ = calibrate(
-            prepare(plain, data, target, (FORMATS["int8"],)), data, 0
-        )
+        prepared, scales, _ = calibrate(prepare(plain, data, target, (INT8,)), target, data, 0)
         space = prepared.space
         models[name] = emit_graph(
-            prepared.canonical, space, space.uniform(FORMATS["int8"]), scales, target
+            prepared.canonical, space, space.uniform(INT8), scales, target
         )
     return models, {"input": x[_IMAGES:]}
 

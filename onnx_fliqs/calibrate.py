@@ -175,7 +175,9 @@ def weight_scales(
             floor = np.float32(scales.max() * _SMALLEST_CHANNEL)
             table[site.name, fmt.name] = np.maximum(scales, floor)
             if space.power_of_two_scales:
-                table[site.name, fmt.name] = power_of_two_scales(rows, scales, fmt)
+                table[site.name, fmt.name] = power_of_two_scales(
+                    rows, table[site.name, fmt.name], fmt
+                )
     return table
 
 
@@ -377,9 +379,7 @@ def distortions(
         values = np.asarray(source[site.tensor], np.float32)
         known: dict[Format, float] = {}
         for name in site.layers:
-            for precision in space.precisions:
-                if precision.name in space.layer[name].excluded:
-                    continue
+            for precision in space.choices_of[name]:
                 fmt = site.effective(site.asked(precision))
                 if fmt not in known:
                     known[fmt] = _distortion(site, values, fmt, scales)

@@ -67,4 +67,5 @@ def _channels(node: ir.Node) -> int:
     """The fewer of the channels that go in and come out, as far as the weights tell."""
     tensors = [constant(value) for _, value in weights(node)]
     shapes = [tensor.shape.numpy() for tensor in tensors if tensor is not None]
-    return min((size for shape in shapes for size in shape[:2]), default=1 << 30)
+    last = slice(-2, None) if node.op_type == "MatMul" else slice(2)  # of a stack of matrices
+    return min((size for shape in shapes for size in shape[last]), default=1 << 30)

@@ -37,9 +37,10 @@ class Precision:
         return f"{self.weights.name}:{self.activations.name}"
 
     @property
-    def order(self) -> tuple[int, int, str]:
+    def order(self) -> tuple[int, int, float, str]:
         """By which precisions are sorted, the cheapest first."""
-        return self.weights.bits * self.activations.bits, self.weights.bits, self.name
+        share = 1 / self.weights.group if self.weights.group else 0.0
+        return self.weights.bits * self.activations.bits, self.weights.bits, share, self.name
 
     @property
     def in_integers(self) -> bool:

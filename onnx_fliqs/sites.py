@@ -128,7 +128,9 @@ class Site:
         """
         if self.bias_of is None:
             of_layer = self.is_weight and not self.operands
-            return precision.weights if of_layer else precision.activations
+            fmt = precision.weights if of_layer else precision.activations
+            grouped = fmt.group is not None and self.group_axis is None
+            return replace(fmt, group=None) if grouped else fmt
         formats = (precision.weights, precision.activations)
         integers = all(isinstance(fmt, IntFormat) for fmt in formats)
         rounded = integers if self.every_width else precision.in_integers
@@ -262,6 +264,15 @@ class SearchSpace:
         )
 
     @cached_property
+    def choices_of(self) -> Mapping[str, tuple[Precision, ...]]:
+        """For each layer, the choices of its decision."""
+        return {
+            name: choices
+            for names, choices in zip(self.decisions, self.choices, strict=True)
+            for name in names
+        }
+
+    @cached_property
     def levels(self) -> tuple[tuple[int, ...], ...]:
         """For each precision, the choice of every decision that comes closest to it.
 
@@ -366,8 +377,7 @@ class SearchSpace:
             site.asked(precision)
             for precision in self.precisions
             # What an operator between layers makes may follow from any of them.
-            if site.operands
-            or any(precision.name not in self.layer[name].excluded for name in site.layers)
+            if site.operands or any(precision in self.choices_of[name] for name in site.layers)
         )
         return tuple(site.effective(fmt) for fmt in asked if not is_passthrough(fmt))
 

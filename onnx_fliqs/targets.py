@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Final
 
 from onnx_fliqs.errors import ConfigError
+from onnx_fliqs.formats import is_passthrough
 from onnx_fliqs.precision import Precision, parse_precision, parse_space
 
 __all__ = [
@@ -170,7 +171,9 @@ class Target:
         return any(
             op_type in kernels.ops
             and channels >= kernels.least_channels
-            and any(_same(precision, name, weights_only) for name in kernels.precisions)
+            and any(
+                _same(op_type, precision, name, weights_only) for name in kernels.precisions
+            )
             for kernels in self.kernels
         )
 
@@ -179,9 +182,12 @@ class Target:
         return self.kernels is None or any(op_type in k.ops for k in self.kernels)
 
 
-def _same(precision: Precision, name: str, weights_only: bool) -> bool:
+def _same(op_type: str, precision: Precision, name: str, weights_only: bool) -> bool:
     if weights_only:
-        return precision.weights == parse_precision(name).weights
+        other = parse_precision(name)
+        # A product would dequantize its weights in every run.
+        fits = op_type not in _PRODUCTS or is_passthrough(other.activations)
+        return fits and precision.weights == other.weights
     return precision.name == name
 
 

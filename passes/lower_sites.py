@@ -223,7 +223,10 @@ def _weight(
         step, attributes = scale[0], {}
         if fmt.group is not None:
             assert site.group_axis is not None
-            step, attributes = shaped, {"axis": site.group_axis, "block_size": fmt.group}
+            sizes = list(tensor.const_value.shape.numpy())
+            sizes[site.group_axis] //= fmt.group
+            step = np.broadcast_to(shaped, sizes)
+            attributes = {"axis": site.group_axis, "block_size": fmt.group}
         elif site.axis is not None:
             step, attributes = scale, {"axis": site.axis}
         step = np.asarray(step / multiplier, np.float32)

@@ -261,6 +261,90 @@ def test_a_size_budget_without_weights_is_refused() -> None:
         check_feasible(space, Budget(BudgetKind.SIZE, 0.5))
 
 
+# -- pairs and groups of numbers --------------------------------------------------------------
+
+PAIRS = "int4 int4:int8 int8 int4:float32 int8:int16 int4g32:int8 int4g16:float32 float32"
+
+
+@pytest.mark.parametrize(
+    ("name", "product", "stored"),
+    [
+        ("int4:int8", 4 * 8, 4.0),
+        ("int8:int4", 8 * 4, 8.0),
+        ("int8:int16", 8 * 16, 8.0),
+        ("int4:float32", 4 * 32, 4.0),
+        ("e2m1:e4m3", 4 * 8, 4.0),
+        # A float32 scale for every so many numbers.
+        ("int4g16:float32", 4 * 32, 6.0),
+        ("int4g32:float32", 4 * 32, 5.0),
+        ("int4g64:int8", 4 * 8, 4.5),
+        ("int4g128:float32", 4 * 32, 4.25),
+        ("int8g256:int8", 8 * 8, 8.125),
+        ("e2m1g16:float32", 4 * 32, 6.0),
+    ],
+)
+def test_operations_count_both_operands_and_bytes_the_scales_of_groups(
+    name: str, product: int, stored: float
+) -> None:
+    space = space_of((1000, 256), (10, 512), formats=f"{name} int8")
+    cost = cost_of(space, space.uniform(parse_precision(name)))
+    assert cost.bops == 1010 * product
+    assert cost.effective_bits == pytest.approx(math.sqrt(product), rel=1e-15)
+    assert cost.relative_to_int8 == product / 64
+    assert cost.weight_bytes == 768 * stored / 8
+
+
+def test_a_product_of_activations_counts_the_bits_of_its_activations_twice() -> None:
+    layer = Layer(name="both", op_type="MatMul", weights=(), params=0, macs=100)
+    space = SearchSpace((layer,), (), parse_space("int4:int8 int8"))
+    for name, bits in (("int4:int8", 8), ("int8", 8)):
+        cost = cost_of(space, {"both": parse_precision(name)})
+        assert cost.bops == 100 * bits**2
+        assert cost.weight_bytes == 0
+
+
+@pytest.mark.parametrize("kind", BUDGET_KINDS)
+def test_the_table_of_pairs_adds_up_to_the_cost_of_every_assignment(kind: BudgetKind) -> None:
+    plain = space_of((100, 64), (3, 640), (11, 32), formats=PAIRS)
+    excluded = frozenset({"int4", "int8:int16", "float32"})
+    layers = (plain.layers[0], replace(plain.layers[1], excluded=excluded), plain.layers[2])
+    space = replace(plain, layers=layers)
+    table = cost_table(space, kind)
+    assert [len(row) for row in table] == [8, 5, 8]
+    for choices in itertools.product(*(range(len(row)) for row in table)):
+        cost = cost_of(space, space.assign(choices))
+        total = sum(float(row[c]) for row, c in zip(table, choices, strict=True))
+        assert total == pytest.approx(
+            cost.weight_bytes if kind is BudgetKind.SIZE else cost.bops, rel=1e-15
+        )
+
+
+def test_the_cost_of_a_decision_is_that_of_what_all_its_layers_can_take() -> None:
+    plain = space_of((100, 64), (3, 0), formats="int4 int8 float32")
+    layers = (plain.layers[0], replace(plain.layers[1], excluded=frozenset({"int4"})))
+    space = replace(plain, layers=layers, groups=(("l0", "l1"),))
+    (row,) = cost_table(space, BudgetKind.BOPS)
+    np.testing.assert_array_equal(row, [103 * 64, 103 * 1024])
+    with pytest.raises(InfeasibleError, match="reaches --bits 8 to 32"):
+        check_feasible(space, Budget(BudgetKind.BITS, 7.9))
+    assert default_budget(space, 5.0) == Budget(BudgetKind.BITS, 8.0)
+
+
+def test_what_groups_add_is_no_part_of_a_budget_of_uniform_int8() -> None:
+    space = space_of((1000, 256), formats="int8g16:int8")
+    assert Budget(BudgetKind.SIZE, 1).limit(space) == 256
+    with pytest.raises(InfeasibleError, match=r"reaches --size 1\.25 to 1\.25"):
+        check_feasible(space, Budget(BudgetKind.SIZE, 1))
+
+
+def test_precisions_that_differ_in_groups_are_sorted_by_what_they_store() -> None:
+    names = ["int4:float32", *(f"int4g{size}:float32" for size in (256, 128, 64, 32, 16))]
+    space = space_of((1000, 1024), formats=" ".join(reversed(names)))
+    assert [precision.name for precision in space.precisions] == names
+    (row,) = cost_table(space, BudgetKind.SIZE)
+    assert list(row) == sorted(row)
+
+
 # -- weight-only layers and groups ------------------------------------------------------------
 
 

@@ -320,8 +320,8 @@ def test_each_layer_has_the_groups_that_fit_it() -> None:
 def test_a_bias_that_is_stored_like_the_weights_has_no_groups() -> None:
     case = mixed(Bias.WEIGHT)
     feeds = random_feeds(case.canonical, 3)
-    for precision in case.space.precisions:
-        chosen = case.space.uniform(precision)
+    for level in case.space.levels:
+        chosen = case.space.assign(level)
         want = run(case.searchable(chosen), feeds)
         np.testing.assert_array_equal(run(case.emitted(chosen), feeds), want)
 

@@ -21,7 +21,7 @@ from onnx_fliqs.formats import (
     grid_code,
 )
 from onnx_fliqs.gradient import GRADIENT, build_gradient
-from onnx_fliqs.precision import PrecisionMap
+from onnx_fliqs.precision import PrecisionMap, parse_precision, parse_space
 from onnx_fliqs.site_functions import (
     ANY_CODES,
     ANY_SITE,
@@ -378,3 +378,104 @@ def test_the_mantissa_is_rounded_only_where_a_format_has_one(
         isinstance(FORMATS[name], FloatFormat) and name != "float32" for name in names
     )
     assert has_minifloat is expected
+
+
+# -- choices of decisions, and levels of precision ------------------------------------------
+
+
+def _choosing(
+    text: str, *excluded: str, groups: tuple[tuple[str, ...], ...] = ()
+) -> SearchSpace:
+    """A space of layers a, b, c, ... each of which excludes some precisions."""
+    layers = [
+        Layer(
+            name="abc"[i],
+            op_type="MatMul",
+            weights=("w",),
+            params=1,
+            excluded=frozenset(names.split()),
+        )
+        for i, names in enumerate(excluded)
+    ]
+    return SearchSpace(tuple(layers), (), parse_space(text), groups=groups)
+
+
+def _names(chosen: PrecisionMap) -> list[str]:
+    return [precision.name for precision in chosen.values()]
+
+
+def test_a_decision_has_the_choices_that_all_its_layers_can_take() -> None:
+    space = _choosing("int4 int4:int8 int8 float32", "int4", "", "int8", groups=(("a", "c"),))
+    assert space.decisions == (("a", "c"), ("b",))
+    assert [[p.name for p in row] for row in space.choices] == [
+        ["int4:int8", "float32"],
+        ["int4", "int4:int8", "int8", "float32"],
+    ]
+    assert _names(space.assign((1, 2))) == ["float32", "int8", "float32"]
+
+
+def test_a_level_is_the_next_more_precise_choice_of_every_decision() -> None:
+    space = _choosing(
+        "int4 int4:int8 int8 int8:int16 float32", "int4 int8", "float32 int8:int16", ""
+    )
+    levels = [_names(space.assign(level)) for level in space.levels]
+    assert levels == [
+        ["int4:int8", "int4", "int4"],
+        ["int4:int8", "int4:int8", "int4:int8"],
+        ["int8:int16", "int8", "int8"],
+        ["int8:int16", "int8", "int8:int16"],
+        ["float32", "int8", "float32"],
+    ]
+
+
+def test_the_levels_of_a_space_without_exclusions_are_uniform() -> None:
+    space = _choosing("int-l", "", "", "")
+    assert space.levels == tuple((level,) * 3 for level in range(5))
+    for precision, level in zip(space.precisions, space.levels, strict=True):
+        assert space.assign(level) == space.uniform(precision)
+
+
+# -- pairs ----------------------------------------------------------------------------------
+
+
+def test_each_site_takes_its_half_of_a_pair() -> None:
+    space = _space("int4", "int8")
+    for pair, expected in {
+        "int4:int8": ("int8", "uint8", "int4", "float32"),
+        "int8:int16": ("int16", "uint16", "int8", "float32"),
+        "int4:float32": ("float32", "float32", "int4", "float32"),
+        "int8:e4m3": ("e4m3", "e4m3", "int8", "float32"),
+        "int7:int8": ("int8", "uint8", "int7", "int32"),
+    }.items():
+        found = taken(space, space.uniform(parse_precision(pair)))
+        assert tuple(found.values()) == expected
+
+
+def test_a_tensor_of_several_layers_takes_the_fewest_bits_of_their_activations() -> None:
+    space = _space("int4", "int8")
+    chosen = {"a": parse_precision("int4:int16"), "b": parse_precision("int8")}
+    assert taken(space, chosen) == {"x": "int16", "r": "uint8", "w": "int8", "bias": "int32"}
+
+
+@pytest.mark.parametrize(
+    ("negative", "expected"),
+    [(None, "int4"), (0.0, "uint4"), (0.5, "uint4z8"), (0.1, "uint4z2"), (1.0, "uint4z14")],
+)
+def test_a_site_takes_integers_of_its_range_and_other_formats_as_they_are(
+    negative: float | None, expected: str
+) -> None:
+    site = replace(_space("int8").sites[0], negative=negative)
+    assert site.effective(FORMATS["int4"]).name == expected
+    assert site.effective(FORMATS["e4m3"]) is FORMATS["e4m3"]
+    assert site.effective(FORMATS["float32"]) is FORMATS["float32"]
+
+
+def test_formats_that_no_layer_of_a_site_takes_need_no_scales() -> None:
+    plain = _space("int4", "int8", "float32")
+    layers = tuple(replace(layer, excluded=frozenset({"int4"})) for layer in plain.layers)
+    space = replace(plain, layers=layers)
+    names = {site.name: [f.name for f in space.site_formats(site)] for site in space.sites}
+    assert names == {"x": ["int8"], "r": ["uint8"], "w": ["int8"], "bias": []}
+    # What an operator between layers makes may be asked for by any of them.
+    between = replace(space.sites[0], operands=("r",))
+    assert [f.name for f in space.site_formats(between)] == ["int4", "int8"]

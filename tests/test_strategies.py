@@ -81,6 +81,13 @@ def test_uniform_is_the_most_precise_that_fits(budget: float, expected: int) -> 
     assert uniform_choices(costs([2, 5], budget), LEVELS) == (expected, expected)
 
 
+def test_uniform_takes_levels_of_decisions_with_different_choices() -> None:
+    table = (np.array([0.1, 0.4]), np.array([0.05, 0.2, 0.7]))
+    levels = [(0, 0), (0, 1), (1, 2)]
+    assert uniform_choices(table, levels) == (0, 1)
+    assert uniform_choices((table[0], table[1] / 2), levels) == (1, 2)
+
+
 def test_what_cannot_be_met_is_refused() -> None:
     table = costs([1, 1], 3.9)
     with pytest.raises(InfeasibleError, match="uniform"):
