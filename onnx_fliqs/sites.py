@@ -286,8 +286,9 @@ class SearchSpace:
         ) -> int:
             bare = not any(self.layer[name].weights for name in names)
 
-            def order(precision: Precision) -> tuple[object, ...]:
-                return (precision.activations.bits,) if bare else precision.order
+            def order(precision: Precision) -> tuple[int, int, float, str]:
+                fmt = precision.activations
+                return Precision(fmt, fmt).order if bare else precision.order
 
             enough = (i for i, p in enumerate(choices) if order(p) >= order(wanted))
             return next(enough, len(choices) - 1)

@@ -284,6 +284,15 @@ def test_an_operator_between_layers_takes_the_widest_of_its_operands() -> None:
     assert (bits["gamma@norm:1"], bits["beta@norm:2"]) == (8, 32)
 
 
+def test_a_uniform_level_means_the_activations_where_there_are_no_weights() -> None:
+    known = prepared("tokens")
+    activations = {
+        name: known.space.assign(row)["scores"].activations.name
+        for name, row in zip(NAMES, known.space.levels, strict=True)
+    }
+    assert activations == {name: name.rpartition(":")[2] for name in NAMES}
+
+
 def test_what_only_moves_numbers_keeps_their_scale() -> None:
     known = prepared("convolutions")
     for tensor, source in (("q", "r"), ("m", "j"), ("y", "h")):
