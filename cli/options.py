@@ -26,7 +26,7 @@ _FILE = click.Path(path_type=Path)
 
 TARGET_NAMES: Final = (
     *("generic", "ort-cpu", "ort-cpu-avx2", "tensorrt"),
-    *("openvino", "qonnx", "xnnpack", "vitis-ai"),
+    *("openvino", "qonnx", "xnnpack", "qnn", "vitis-ai"),
 )
 """The built-in targets; written down here too, so that --help need not load them."""
 

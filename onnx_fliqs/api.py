@@ -13,6 +13,7 @@ from onnx_fliqs.bias_correction import corrected_biases
 from onnx_fliqs.cost import cost_of
 from onnx_fliqs.data import Dataset, input_specs, load_npz
 from onnx_fliqs.emission import emit as emit_verified
+from onnx_fliqs.emission import ship
 from onnx_fliqs.errors import (
     DataError,
     RunError,
@@ -214,8 +215,9 @@ def emit(
     objective, float_quality, quantized = _qualities(
         prepared.canonical, emitted.graph, emitted.level, dataset
     )
+    shipped, notes = ship(emitted.graph, profile, dataset)
     return SearchResult(
-        model=emitted.graph,
+        model=shipped,
         trained=None,
         assignment=Assignment(
             {layer.name: chosen[layer.name].name for layer in prepared.space.layers},
@@ -238,7 +240,7 @@ def emit(
         seed=_SEED,
         entropy=None,
         strategy=None,
-        warnings=(*warnings, *objective.notes, *emitted.warnings),
+        warnings=(*warnings, *objective.notes, *emitted.warnings, *notes),
     )
 
 

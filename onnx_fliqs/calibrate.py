@@ -207,7 +207,7 @@ def leave_room_for_biases(
         if site.bias_of is None:
             continue
         activation, weight = (space.site[name] for name in site.bias_of)
-        precisions = [p for p in space.precisions if p.in_integers]
+        precisions = [p for p in space.precisions if isinstance(site.asked(p), IntFormat)]
         taken = {activation.effective(p.activations).name for p in precisions}
         step = min(float(scales[activation.name, name][0]) for name in taken)
         bias = np.abs(np.asarray(weights[site.tensor], np.float64))
@@ -216,7 +216,7 @@ def leave_room_for_biases(
         if space.power_of_two_scales:
             floor = np.exp2(np.ceil(np.log2(np.maximum(floor, _SMALLEST_SCALE))))
         for precision in precisions:
-            key = weight.name, precision.weights.name
+            key = weight.name, weight.asked(precision).name
             if key in table:
                 table[key] = np.maximum(table[key], floor).astype(np.float32)
     return table
@@ -266,20 +266,29 @@ def activation_scales(
         if not site.is_weight:
             sharing.setdefault(site.same_scale_as or site.name, {})[site.tensor] = None
     table: dict[tuple[str, str], Array] = {}
-    known: dict[tuple[tuple[str, ...], str], Array] = {}
+    known: dict[tuple[object, ...], Array] = {}
     for site in space.sites:
         if site.is_weight:
             continue
-        tensors = tuple(sharing[site.same_scale_as or site.name])
+        root = space.site[site.same_scale_as or site.name]
+        tensors = tuple(sharing[root.name])
         for fmt in space.site_formats(site):
-            key = (tensors, fmt.name)
+            key = (tensors, fmt.name, root.fixed_range)
             if key not in known:
                 values = np.concatenate([samples[tensor] for tensor in tensors])
-                known[key] = least_squares_scales(values[None, :], fmt)
-                if space.power_of_two_scales:
-                    known[key] = power_of_two_scales(values[None, :], known[key], fmt)
+                known[key] = _tensor_scale(root, values, fmt, space)
             table[site.name, fmt.name] = known[key]
     return table
+
+
+def _tensor_scale(site: Site, values: Array, fmt: Format, space: SearchSpace) -> Array:
+    """The scale of an activation in a format."""
+    if site.fixed_range is not None:
+        return np.array([site.fixed_scale(fmt)], np.float32)
+    scale = least_squares_scales(values[None, :], fmt)
+    if space.power_of_two_scales:
+        scale = power_of_two_scales(values[None, :], scale, fmt)
+    return scale
 
 
 def negative_shares(space: SearchSpace, samples: Mapping[str, Array]) -> dict[str, float]:

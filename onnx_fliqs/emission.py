@@ -4,27 +4,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from onnx_fliqs._version import __version__
+from onnx_fliqs.data import Dataset
 from onnx_fliqs.errors import ModelError, VerificationError
 from onnx_fliqs.judged import compared_names, exposed
 from onnx_fliqs.lint import lint
 from onnx_fliqs.passes.dequantize_after_gather import DequantizeAfterGatherPass
+from onnx_fliqs.passes.fix_shapes import FixShapesPass, is_static
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
 from onnx_fliqs.passes.lower_opset import LowerOpsetPass
 from onnx_fliqs.passes.lower_sites import LowerSitesPass
 from onnx_fliqs.passes.lower_sites_to_qonnx import LowerSitesToQonnxPass
 from onnx_fliqs.passes.pad_codes import PadCodesPass
+from onnx_fliqs.passes.remove_redundant_clips import RemoveRedundantClipsPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 from onnx_fliqs.passes.spell_out_windows import SpellOutWindowsPass
 from onnx_fliqs.passes.transpose_compressed_weights import TransposeCompressedWeightsPass
 from onnx_fliqs.precision import PrecisionMap
 from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session, run_session
 from onnx_fliqs.sites import ScaleTable, SearchSpace
-from onnx_fliqs.targets import TARGETS, Dialect, Target
+from onnx_fliqs.targets import TARGETS, Dialect, Placement, Target
 from onnx_fliqs.verify import Verification, verify_graph
 
 __all__ = [
@@ -34,6 +38,7 @@ __all__ = [
     "emit",
     "emit_graph",
     "required_level",
+    "ship",
     "simulate",
 ]
 
@@ -171,9 +176,11 @@ def emit_graph(
         lowering = (LowerSitesToQonnxPass(space, chosen, scales), SpellOutWindowsPass())
         oldest = _QONNX_OPSET
     else:
+        # Where every tensor is quantized, Gather is an operator like others.
+        full = target.placement is Placement.EVERY_TENSOR
         lowering = (
             LowerSitesPass(space, chosen, scales, target),
-            DequantizeAfterGatherPass(),
+            RemoveRedundantClipsPass() if full else DequantizeAfterGatherPass(),
             PadCodesPass(),
             TransposeCompressedWeightsPass(),
             # One zero point for all, and one scale for tensors that share it.
@@ -191,6 +198,29 @@ def emit_graph(
     model.producer_name, model.producer_version = "onnx-fliqs", __version__
     model.metadata_props[TARGET_KEY] = target.name
     return model
+
+
+def ship(
+    model: ir.Model, target: Target, dataset: Dataset
+) -> tuple[ir.Model, tuple[str, ...]]:
+    """The graph as a user gets it, once it has been verified and measured.
+
+    Args:
+        model: What was emitted; it is not changed.
+        target: If it runs fixed shapes only, the sizes of one sample are fixed.
+        dataset: Has that sample.
+
+    Returns:
+        The graph, and what to warn of.
+    """
+    free = [value.name for value in model.graph.inputs if not is_static(value)]
+    if not (target.static_shapes and free):
+        return model, ()
+    feeds = dataset.batch(np.arange(dataset.fixed_batch or 1) % len(dataset))
+    sizes = {name: array.shape for name, array in feeds.items()}
+    fixed = FixShapesPass(sizes)(model.clone()).model
+    listing = "; ".join(f"{name} {list(sizes[str(name)])}" for name in free)
+    return fixed, (f"{target.name} runs fixed shapes only; the graph has those of {listing}",)
 
 
 def required_level(model: ir.Model) -> OptimizationLevel:

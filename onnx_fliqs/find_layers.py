@@ -21,11 +21,12 @@ from onnx_fliqs.layer_operators import (
 )
 from onnx_fliqs.legality import legal_precisions
 from onnx_fliqs.passes.lower_contrib_operators import why_contrib_stays
+from onnx_fliqs.place_every_tensor import why_tensors_stay_float
 from onnx_fliqs.place_sites import place_sites
 from onnx_fliqs.precision import Precision
 from onnx_fliqs.signs import mark_unsigned
 from onnx_fliqs.sites import Layer, SearchSpace, Skipped
-from onnx_fliqs.targets import Activations, Target
+from onnx_fliqs.targets import Activations, Placement, Target
 
 __all__ = ["find_layers"]
 
@@ -73,9 +74,15 @@ def find_layers(
             f"no quantizable layer: the model has no float32 {', '.join(LAYER_OPERATORS)}"
             + _left_out(skipped)
         )
+    sites = place_sites(model, layers, nodes, target, precisions)
+    if target.placement is Placement.EVERY_TENSOR:
+        # What is no layer may have its constants quantized all the same.
+        reading = {name for s in sites if s.is_weight for name, _ in s.consumers}
+        skipped = [item for item in skipped if item.name not in reading]
+        skipped += why_tensors_stay_float(model, sites)
     space = SearchSpace(
         layers=tuple(layers),
-        sites=place_sites(model, layers, nodes, target, precisions),
+        sites=sites,
         precisions=tuple(precisions),
         skipped=tuple(skipped),
         # A weight is stored once, in one format.

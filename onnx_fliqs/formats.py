@@ -63,12 +63,17 @@ class IntFormat:
     """Of unsigned integers: the code that means 0. The numbers are the codes less this one."""
     group: int | None = None
     """How many numbers share a scale, where fewer than a channel's do."""
+    step: int = 1
+    """A power of two whose multiples all numbers are: what float32 needs to round them, where
+    they are large."""
 
     @property
     def name(self) -> str:
         """``int4``, ``uint4``, ``uint8z37`` (with a zero point), ``int4g32`` (in groups)."""
         zero = f"z{self.zero_point}" if self.zero_point else ""
-        return f"{'int' if self.signed else 'uint'}{self.bits}{zero}{_suffix(self.group)}"
+        step = f"x{self.step}" if self.step > 1 else ""
+        name = f"{'int' if self.signed else 'uint'}{self.bits}"
+        return f"{name}{zero}{step}{_suffix(self.group)}"
 
     @property
     def min(self) -> float:
@@ -232,7 +237,7 @@ def grid_code(fmt: Format) -> GridCode:
     ``float32`` is the identity: nothing is clipped, ``magic`` is 0 and ``fixed`` always taken.
     """
     if isinstance(fmt, IntFormat):
-        return GridCode(fmt.min, fmt.max, 1.0, 1.5 * (1 << 23), _FLOAT32_MAX)
+        return GridCode(fmt.min, fmt.max, 1.0, 1.5 * (1 << 23) * fmt.step, _FLOAT32_MAX)
     if fmt.mantissa == 23:
         return GridCode(-_FLOAT32_MAX, _FLOAT32_MAX, 1.0, 0.0, _FLOAT32_MAX)
     splitter = float((1 << (23 - fmt.mantissa)) + 1)
@@ -259,7 +264,9 @@ def quantize(x: npt.ArrayLike, fmt: Format) -> Array:
     """
     value = np.asarray(x, dtype=np.float32)
     if isinstance(fmt, IntFormat):
-        return np.clip(np.rint(value), np.float32(fmt.min), np.float32(fmt.max))
+        step = np.float32(fmt.step)
+        whole: Array = np.rint(value / step) * step
+        return np.clip(whole, np.float32(fmt.min), np.float32(fmt.max))
     if fmt.mantissa == 23:
         return value
     exponent = np.frexp(value)[1] - 1

@@ -16,6 +16,7 @@ from onnx_fliqs.layer_operators import (
 )
 from onnx_fliqs.legality import group_axis
 from onnx_fliqs.partition import united
+from onnx_fliqs.place_every_tensor import place_every_tensor
 from onnx_fliqs.precision import Precision
 from onnx_fliqs.signs import REARRANGING, never_negative, padding
 from onnx_fliqs.sites import Layer, Site
@@ -43,7 +44,9 @@ def place_sites(
         precisions: What can be chosen.
     """
     full = [layer for layer in layers if layer.weight_only is None]
-    if target.placement is Placement.TENSORS:
+    if target.placement is Placement.EVERY_TENSOR:
+        activations = place_every_tensor(model, full, nodes, target, precisions)
+    elif target.placement is Placement.TENSORS:
         activations = _tensor_sites(model, full, nodes, target)
     else:
         activations = _layer_input_sites(full, nodes)
@@ -53,6 +56,9 @@ def place_sites(
     biases: list[Site] = []
     if target.bias is Bias.WEIGHT:
         biases = _quantized_bias_sites(full, nodes)
+    elif target.bias is Bias.INT32_ALWAYS:
+        found = _bias_sites(full, nodes, (*activations, *stored))
+        biases = [replace(site, every_width=True) for site in found]
     elif target.bias is Bias.INT32 and any(p.in_integers for p in precisions):
         biases = _bias_sites(full, nodes, (*activations, *stored))
     return (*activations, *stored, *biases)
@@ -375,7 +381,7 @@ def _tensor_site(value: ir.Value, found: _Tensors) -> Site:
         consumers=tuple((str(node.name), index) for node, index in value.uses()),
         is_weight=False,
         operands=tuple(f"{operand.name}@all" for operand in found.operands.get(value, ())),
-        feeds_output=value.is_graph_output() and value in found.integers,
+        is_output=value.is_graph_output() and value in found.integers,
         limits=found.limits.get(value),
     )
 

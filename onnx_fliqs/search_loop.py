@@ -52,7 +52,7 @@ from onnx_fliqs.controller import (
 from onnx_fliqs.cost import CostTable, cost_of
 from onnx_fliqs.critic import Critic
 from onnx_fliqs.data import Dataset, batch_indices
-from onnx_fliqs.emission import Emitted, emit
+from onnx_fliqs.emission import Emitted, emit, ship
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.evaluation import run_dataset, without_filling
 from onnx_fliqs.judged import exposed
@@ -467,8 +467,9 @@ class _Run:
         measure = {"labels": setup.held_out.labels, "teacher": self._teacher}
         outputs = run_dataset(session, setup.held_out, names)
         metric = setup.objective.metric
+        shipped, notes = ship(emitted.graph, setup.target, setup.held_out)
         return SearchResult(
-            model=emitted.graph,
+            model=shipped,
             trained=trained,
             assignment=Assignment(names_chosen, setup.target.name),
             layers=layer_reports(self._space, chosen),
@@ -487,7 +488,7 @@ class _Run:
             entropy=None if math.isnan(state.entropy) else state.entropy,
             strategy=setup.config.strategy,
             latency=latency,
-            warnings=(*setup.warnings, *emitted.warnings, *unmeasured),
+            warnings=(*setup.warnings, *emitted.warnings, *unmeasured, *notes),
         )
 
     def _latency(

@@ -45,7 +45,10 @@ def mark_unsigned(
     signed = {root(site) for site in activations if site.tensor not in names}
     unsigned = {root(site) for site in activations} - signed
     sites = (
-        replace(site, negative=0.0 if root(site) in unsigned else None) for site in space.sites
+        site
+        if site.is_weight
+        else replace(site, negative=0.0 if root(site) in unsigned else None)
+        for site in space.sites
     )
     return replace(space, sites=tuple(sites))
 

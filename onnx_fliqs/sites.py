@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -45,6 +46,10 @@ thresholds."""
 _BIAS: Final = IntFormat(bits=32)
 _CUT_OFF: Final = 1.01
 """How far apart the scales may be that fit the two limits of a Clip."""
+_WIDE_BIAS: Final = IntFormat(bits=32, step=512)
+"""Beside activations of more than 8 bits, whose products make codes that exceed 2^22: beyond,
+float32 does not round to whole numbers any more. Coarser it is no less precise than beside
+activations of 8 bits, and exact to the end of int32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +86,11 @@ class Site:
     consumers: tuple[tuple[str, int], ...]
     """(node name, input index) of every use that reads the quantized tensor."""
     is_weight: bool
+    is_output: bool = False
+    """Whether the graph hands out the quantized tensor, under the tensor's name."""
+    after: str | None = None
+    """Name of an earlier site of this tensor whose output is quantized once more, for readers
+    in another format: a conversion. With the same format on the same scale it is none."""
     operands: tuple[str, ...] = ()
     """Names of earlier sites: all operands of the operator that computes this tensor, where it
     can run in their format. The widest of theirs is one more choice that counts."""
@@ -101,26 +111,58 @@ class Site:
     range is symmetric."""
     same_scale_as: str | None = None
     """Name of an earlier site with which this one shares its scale."""
-    feeds_output: bool = False
-    """Whether the graph output that the tensor is becomes the quantized tensor."""
     limits: tuple[float, float] | None = None
     """The least and the most that a Clip in front lets through. An integer kernel computes the
     Clip in the same pass if no code lies beyond them."""
+    fixed_range: tuple[float, float] | None = None
+    """The least and the largest number, where the scale does not depend on data."""
+    most_bits: int | None = None
+    """Of integers; wider ones are asked of other operands only."""
     bias_of: tuple[str, str] | None = None
     """For a bias that is added to integer products: the names of the sites of the activation
     and of the weight, whose scales multiply to its own."""
+    every_width: bool = False
+    """For a bias: whether it is one of integers of any width, not only of 8 bits."""
 
     def asked(self, precision: Precision) -> Format:
-        """What a layer of some precision asks of this tensor."""
-        if self.bias_of is not None:
-            return _BIAS if precision.in_integers else FORMATS["float32"]
-        fmt = precision.weights if self.is_weight else precision.activations
-        grouped = fmt.group is not None and self.group_axis is None
-        return replace(fmt, group=None) if grouped else fmt
+        """What a layer of some precision asks of this tensor.
+
+        The constants of operators between layers are in the format of the activations there.
+        """
+        if self.bias_of is None:
+            of_layer = self.is_weight and not self.operands
+            fmt = precision.weights if of_layer else precision.activations
+            grouped = fmt.group is not None and self.group_axis is None
+            return replace(fmt, group=None) if grouped else fmt
+        formats = (precision.weights, precision.activations)
+        integers = all(isinstance(fmt, IntFormat) for fmt in formats)
+        rounded = integers if self.every_width else precision.in_integers
+        return _bias(precision.activations) if rounded else FORMATS["float32"]
 
     def effective(self, fmt: Format) -> Format:
         """The format as this tensor takes it: shifted where its range is not symmetric."""
-        return fmt if self.negative is None else unsigned_variant(fmt, self.negative)
+        if not isinstance(fmt, IntFormat):
+            return fmt
+        if self.bias_of is not None:
+            return fmt if fmt.bits == _BIAS.bits else _bias(fmt)
+        if self.most_bits is not None:
+            fmt = replace(fmt, bits=min(fmt.bits, self.most_bits))
+        if self.negative is None:
+            return fmt
+        if self.fixed_range is None:
+            return unsigned_variant(fmt, self.negative)
+        low, high = self.fixed_range
+        zero_point = round(-low / (high - low) * (1 << fmt.bits))
+        return IntFormat(bits=fmt.bits, signed=False, zero_point=zero_point)
+
+    def fixed_scale(self, fmt: Format) -> float:
+        """The scale in a format, where it follows from ``fixed_range``."""
+        assert self.fixed_range is not None
+        low, high = self.fixed_range
+        if isinstance(fmt, IntFormat) and not fmt.signed:
+            return (high - low) / (1 << fmt.bits)
+        largest = max(-low, high)
+        return largest / (-fmt.min if isinstance(fmt, IntFormat) else fmt.max)
 
     def scale_count(self, fmt: Format) -> int:
         """Number of scales in a format."""
@@ -267,15 +309,24 @@ class SearchSpace:
         """For each precision, the choice of every decision that comes closest to it.
 
         That is the precision itself where it is a choice, else the next one that is more
-        precise, else the most precise of all.
+        precise, else the most precise of all. Where there are no weights, the activations
+        alone count.
         """
 
-        def closest(choices: Sequence[Precision], wanted: Precision) -> int:
-            enough = (i for i, p in enumerate(choices) if p.order >= wanted.order)
+        def closest(
+            names: Sequence[str], choices: Sequence[Precision], wanted: Precision
+        ) -> int:
+            bare = not any(self.layer[name].weights for name in names)
+
+            def order(precision: Precision) -> tuple[int, int, float, str]:
+                fmt = precision.activations
+                return Precision(fmt, fmt).order if bare else precision.order
+
+            enough = (i for i, p in enumerate(choices) if order(p) >= order(wanted))
             return next(enough, len(choices) - 1)
 
         return tuple(
-            tuple(closest(choices, wanted) for choices in self.choices)
+            tuple(map(closest, self.decisions, self.choices, repeat(wanted)))
             for wanted in self.precisions
         )
 
@@ -362,6 +413,11 @@ class SearchSpace:
             if site.operands or any(precision in self.choices_of[name] for name in site.layers)
         )
         return tuple(site.effective(fmt) for fmt in asked if not is_passthrough(fmt))
+
+
+def _bias(activations: Format) -> Format:
+    """What becomes of a bias beside integers of some format."""
+    return _BIAS if activations.bits <= 8 else _WIDE_BIAS
 
 
 def _bits(fmt: Format) -> int:

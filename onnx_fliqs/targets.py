@@ -39,6 +39,9 @@ class Placement(enum.Enum):
     TENSORS = "tensors"
     """Each tensor is quantized once, where it is made: what integer kernels need, which read
     and write integers."""
+    EVERY_TENSOR = "every tensor"
+    """Like that, but of the whole graph: its inputs and outputs, and whatever operators
+    between layers read and write. Between operators of different formats are conversions."""
 
 
 class Activations(enum.Enum):
@@ -56,7 +59,9 @@ class Bias(enum.Enum):
     """What becomes of the bias of a layer that is computed in integers."""
 
     INT32 = "int32"
-    """An int32 with the product of the operands' scales, beside operands of 8 bits."""
+    """An int32 with the product of the operands' scales, beside operands of 5 to 8 bits."""
+    INT32_ALWAYS = "int32 always"
+    """The same beside integers of any width."""
     FLOAT = "float"
     """It stays float."""
     WEIGHT = "weight"
@@ -360,6 +365,37 @@ _ALL: Final = (
             OperandTypes(activations="UINT8", weights=("UINT8",)),
         ),
         one_activation_type=True,
+    ),
+    Target(
+        name="qnn",
+        description="HTP through QNN: fully quantized, 8- or 16-bit activations, fixed shapes",
+        kernels=(
+            Kernels(
+                ops=_PRODUCTS, precisions=("int8", "int4:int8", "int8:int16", "int4:int16")
+            ),
+        ),
+        default_space="int4:int8,int8,int4:int16,int8:int16",
+        default_bits=8.0,
+        placement=Placement.EVERY_TENSOR,
+        fixed_ranges=(
+            FixedRange(op="Sigmoid", low=0.0, high=1.0),
+            FixedRange(op="Softmax", low=0.0, high=1.0),
+            FixedRange(op="Tanh", low=-1.0, high=1.0),
+        ),
+        activations=Activations.ASYMMETRIC,
+        activation_type="UINT8",
+        zero_points=True,
+        per_channel_ops=("Conv", "ConvTranspose"),
+        bias=Bias.INT32_ALWAYS,
+        qdq_types=("UINT8", "UINT16", "INT8", "INT4", "INT32"),
+        per_channel_types=("INT8", "INT4"),
+        symmetric_weights=True,
+        operand_types=(
+            OperandTypes(activations="UINT8", weights=("UINT8", "INT8", "INT4", "UINT16")),
+            OperandTypes(activations="UINT16", weights=("UINT8", "INT8", "INT4", "UINT16")),
+        ),
+        one_activation_type=True,
+        static_shapes=True,
     ),
     Target(
         name="vitis-ai",

@@ -19,7 +19,7 @@ from onnx_fliqs.judged import exposed
 from onnx_fliqs.objective import Objective
 from onnx_fliqs.optimizer import BETA1, BETA2, build_optimizer
 from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
-from onnx_fliqs.passes.insert_search_sites import CODES, SCALES
+from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, unquantized
 from onnx_fliqs.payload import is_plain, settle, shareable
 from onnx_fliqs.runtime import (
     OptimizationLevel,
@@ -291,7 +291,10 @@ class TrainStep:
     def observe(
         self, state: TrainState, batch: Batch, values: SiteValues, names: Sequence[str]
     ) -> dict[str, Array]:
-        """Values inside the searchable graph; always asked for by the same names."""
+        """Values inside the searchable graph, as their sites read them.
+
+        They are always asked for by the same names.
+        """
         inputs = [name for name in names if name in batch.inputs]
         inside = [name for name in names if name not in batch.inputs]
         found = {name: batch.inputs[name] for name in inputs}
@@ -299,15 +302,11 @@ class TrainStep:
             if self._taps is None:
                 model = self._searchable.clone()
                 mapping = ir.convenience.create_value_mapping(model.graph)
-                model.graph.outputs[:] = [mapping[name] for name in inside]
+                model.graph.outputs[:] = [unquantized(mapping, name) for name in inside]
                 self._taps = make_session(model, frugal=self._frugal)
-            found |= dict(
-                zip(
-                    inside,
-                    self._run(self._taps, state, batch, {}, values, inside),
-                    strict=True,
-                )
-            )
+            tapped = [value.name for value in self._taps.get_outputs()]
+            arrays = self._run(self._taps, state, batch, {}, values, tapped)
+            found |= dict(zip(inside, arrays, strict=True))
         return found
 
     def _teach(self, batch: Batch) -> dict[str, Array]:

@@ -94,6 +94,8 @@ def lower_every_site(
             made[key] = tensor
         elif key not in made:
             made[key] = lower(SiteBuilder(model.graph, node, site, tensor), fmt, scale)
+        # Quantized once more on the same grid, numbers stay what they are.
+        made[(made[key], *key[1:])] = made[key]
         _replace(last.outputs[0], made[key])
         model.graph.remove(dict.fromkeys((last, node)), safe=True)
     for name in (ANY_SITE, INTEGER_SITE):

@@ -1,7 +1,7 @@
 """Puts a searchable quantize/dequantize site in front of every operand that is searched."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +19,7 @@ from onnx_fliqs.site_functions import (
 )
 from onnx_fliqs.sites import SearchSpace, Site
 
-__all__ = ["CODES", "SCALES", "SITE_KEY", "InsertSearchSitesPass"]
+__all__ = ["CODES", "SCALES", "SITE_KEY", "InsertSearchSitesPass", "unquantized"]
 
 CODES: Final = "onnx_fliqs.codes"
 """Initializer of shape [5 * sites]: the grid codes, site after site."""
@@ -27,6 +27,8 @@ SCALES: Final = "onnx_fliqs.scales"
 """Initializer of shape [sum of channels]: the scales, site after site."""
 SITE_KEY: Final = "onnx_fliqs.site"
 """Metadata key of a site's node: the site's name."""
+_FLOAT: Final = "{}@float"
+"""The name of a tensor in front of the site that has taken its name."""
 
 
 class InsertSearchSitesPass(ir.passes.InPlacePass):
@@ -39,6 +41,9 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
 
     The numbers come from two new initializers, ``onnx_fliqs.codes`` and ``onnx_fliqs.scales``,
     which at first mean float32: the outputs do not change until others are fed.
+
+    A site ``after`` another reads that one's output. Where a quantized tensor ``y`` is an
+    output of the graph, the site's output is called ``y``, and what it quantizes ``y@float``.
 
     Requires: the nodes and values that the sites name; unique node names.
     Ensures: every consumer that a site names, and the output that it feeds, reads the site;
@@ -72,18 +77,23 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
         identity = np.array(grid_code(FORMATS["float32"]), np.float32)
         codes = _initializer(graph, CODES, np.tile(identity, len(self._sites)))
         scale_values = self._scales(graph, order)
+        quantized: dict[str, ir.Value] = {}
         for index, site in enumerate(self._sites):
-            nodes = self._site_nodes(
-                graph, site, values[site.tensor], index, codes, scale_values
-            )
-            users = [by_name[name] for name, _ in site.consumers]
-            if site.feeds_output:
-                _insert_at_output(graph, values[site.tensor], nodes)
+            tensor = values[site.tensor] if site.after is None else quantized[site.after]
+            nodes = self._site_nodes(graph, site, tensor, index, codes, scale_values)
+            result = quantized[site.name] = nodes[-1].outputs[0]
+            # A site that follows has to find this one in front of it.
+            following = [other for other in self._sites if other.after == site.name]
+            uses = [use for each in (site, *following) for use in each.consumers]
+            tops = [by_name[name][1] for name, _ in uses]
+            if tops:
+                graph.insert_before(min(tops, key=order.__getitem__), nodes)
             else:
-                first = min((top for _, top in users), key=order.__getitem__)
-                graph.insert_before(first, nodes)
-            for (user, _), (_, position) in zip(users, site.consumers, strict=True):
-                user.replace_input_with(position, nodes[-1].outputs[0])
+                graph.extend(nodes)
+            for name, position in site.consumers:
+                by_name[name][0].replace_input_with(position, result)
+            if site.is_output:
+                _hand_out(graph, tensor, result)
         function = site_function(self._function)
         model.functions[function.identifier()] = function
         model.opset_imports[DOMAIN] = 1
@@ -164,6 +174,24 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
         output.name = f"{site.name}.quantized"
         output.shape, output.type = tensor.shape, tensor.type
         return nodes
+
+
+def _hand_out(graph: ir.Graph, tensor: ir.Value, quantized: ir.Value) -> None:
+    """Make the quantized tensor an output of the graph, under the tensor's name."""
+    places = [index for index, value in enumerate(graph.outputs) if value is tensor]
+    for index in places:
+        graph.outputs[index] = quantized
+    quantized.name, tensor.name = tensor.name, _FLOAT.format(tensor.name)
+
+
+def unquantized(values: Mapping[str, ir.Value], tensor: str) -> ir.Value:
+    """What the site of a tensor quantizes; outputs of the graph give their name to the site.
+
+    Args:
+        values: Those of a graph with sites, by name.
+        tensor: The tensor's name in the graph without.
+    """
+    return values.get(_FLOAT.format(tensor), values[tensor])
 
 
 def _lengths(weight: ir.Value) -> tuple[int, ...]:

@@ -139,7 +139,8 @@ def _weight(
     numbers = quantize(tensor.const_value.numpy() / spread, fmt)
     if is_passthrough(fmt):
         numbers = np.clip(tensor.const_value.numpy(), *grid_code(fmt)[:2]).astype(np.float32)
-    codes = build.constant("codes", container.encode(numbers, f"{site.name}.codes"))
+    zero = fmt.zero_point if isinstance(fmt, IntFormat) else 0
+    codes = build.constant("codes", container.encode(numbers + zero, f"{site.name}.codes"))
     multiplier = np.float32(container.multiplier)
     if container.dequantizes:
         step, attributes = scale[0], {}
@@ -153,8 +154,9 @@ def _weight(
             step, attributes = scale, {"axis": site.axis}
         step = np.asarray(step / multiplier, np.float32)
         operands = [codes, build.constant("scale", step)]
-        if container.dtype is ir.DataType.INT8:
-            operands.append(build.constant("zero_point", np.zeros(step.shape, np.int8)))
+        if zero or container.dtype is ir.DataType.INT8:
+            points = np.full(step.shape, zero, container.dtype.numpy())
+            operands.append(build.constant("zero_point", points))
         return build("DequantizeLinear", operands, attributes)
     value = build("Cast", [codes], {"to": int(ir.DataType.FLOAT)})
     if is_passthrough(fmt):

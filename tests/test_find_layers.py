@@ -13,7 +13,7 @@ from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.precision import parse_space
 from onnx_fliqs.prepare import calibrate, prepare
 from onnx_fliqs.sites import SearchSpace, Site
-from onnx_fliqs.targets import TARGETS
+from onnx_fliqs.targets import TARGETS, Placement
 from pass_models import LAYERED
 from support import PRECISIONS, initializer, model, on_targets, random_feeds, runnable
 
@@ -603,21 +603,27 @@ def test_rearrangements_stay_on_the_grid_of_their_source() -> None:
     }
 
 
-def test_of_the_graph_outputs_those_of_integer_kernels_that_write_no_floats_are_sites() -> (
-    None
-):
-    for name in (case for case, target in on_targets(LAYERED) if target == "ort-cpu"):
-        plain = canonicalise(LAYERED[name].build())
-        space = found(plain, "ort-cpu")
-        convolved = {
-            str(value.name)
-            for value in plain.graph.outputs
-            if (node := value.producer()) is not None and node.op_type == "Conv"
-        }
-        outputs = {value.name for value in plain.graph.outputs}
-        assert outputs & {site.tensor for site in space.sites} == convolved
-        assert {site.tensor for site in space.sites if site.feeds_output} == convolved
-        assert all(site.consumers or site.feeds_output for site in space.sites)
+@ON_TARGETS
+def test_of_the_graph_outputs_those_of_integer_kernels_that_write_no_floats_are_sites(
+    name: str, target: str
+) -> None:
+    plain = canonicalise(LAYERED[name].build())
+    space = found(plain, target)
+    outputs = {str(value.name) for value in plain.graph.outputs}
+    handed_out = {site.tensor for site in space.sites if site.is_output}
+    profile = TARGETS[target]
+    if profile.placement is Placement.EVERY_TENSOR:
+        # Indices are no floats.
+        assert handed_out == outputs - {"j"}
+        return
+    written = {
+        str(value.name)
+        for value in plain.graph.outputs
+        if (node := value.producer()) is not None
+        and node.op_type in profile.integer_output_ops
+    }
+    assert outputs & {site.tensor for site in space.sites} == handed_out == written
+    assert all(site.consumers or site.is_output for site in space.sites)
 
 
 def test_unread_parts_and_indices_have_no_site() -> None:

@@ -40,6 +40,7 @@ from onnx_fliqs.passes.prefer_integer_operators import PreferIntegerOperatorsPas
 from onnx_fliqs.passes.remove_dropout import RemoveDropoutPass
 from onnx_fliqs.passes.remove_identities import RemoveIdentitiesPass
 from onnx_fliqs.passes.remove_quantization import RemoveQuantizationPass
+from onnx_fliqs.passes.remove_redundant_clips import RemoveRedundantClipsPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 from onnx_fliqs.passes.resolve_auto_padding import ResolveAutoPaddingPass
 from onnx_fliqs.passes.separate_biases import SeparateBiasesPass
@@ -55,6 +56,7 @@ PASSES = (
     HoistInitializersPass(),
     InlineOperatorDefinitionsPass(target=21),
     RemoveQuantizationPass(),
+    RemoveRedundantClipsPass(),
     DequantizeAfterGatherPass(),
     FoldBatchNormalizationPass(),
     LowerBatchNormalizationPass(),
