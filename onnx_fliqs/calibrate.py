@@ -29,8 +29,8 @@ __all__ = [
     "activation_scales",
     "blended",
     "distortions",
+    "fit_to_activations",
     "least_squares_scales",
-    "leave_room_for_biases",
     "negative_shares",
     "power_of_two_scales",
     "sample_values",
@@ -184,15 +184,16 @@ def weight_scales(
     return table
 
 
-def leave_room_for_biases(
+def fit_to_activations(
     space: SearchSpace, scales: ScaleTable, weights: Mapping[str, npt.NDArray[Any]]
 ) -> dict[tuple[str, str], Array]:
-    """Enlarge the scales of weights beside which the code of a bias would not fit in int32.
+    """Change those scales of constants that follow from the scales of activations.
 
-    A bias beside integer products is stored in units of the product of two scales. Where an
-    activation was always 0, or a channel has hardly any weights, that unit is so small that a
-    common bias is beyond int32. The weights that a larger scale rounds away count for nothing
-    beside such a bias.
+    A table shares the scale of the rows that are read of it. A bias beside integer products is
+    stored in units of the product of two scales. Where an activation was always 0, or a
+    channel has hardly any weights, that unit is so small that a common bias is beyond int32:
+    there the scale of the weight is enlarged. The weights that it rounds away count for
+    nothing beside such a bias.
 
     Args:
         space: What is searched.
@@ -204,6 +205,9 @@ def leave_room_for_biases(
     """
     table = dict(scales)
     for site in space.sites:
+        if site.is_weight and site.same_scale_as is not None:
+            for fmt in space.site_formats(site):
+                table[site.name, fmt.name] = scales[site.same_scale_as, fmt.name]
         if site.bias_of is None:
             continue
         activation, weight = (space.site[name] for name in site.bias_of)

@@ -176,15 +176,19 @@ def emit_graph(
         lowering = (LowerSitesToQonnxPass(space, chosen, scales), SpellOutWindowsPass())
         oldest = _QONNX_OPSET
     else:
-        # Where every tensor is quantized, Gather is an operator like others.
-        full = target.placement is Placement.EVERY_TENSOR
-        lowering = (
-            LowerSitesPass(space, chosen, scales, target),
-            RemoveRedundantClipsPass() if full else DequantizeAfterGatherPass(),
+        tidying: tuple[ir.passes.PassBase, ...] = (
+            DequantizeAfterGatherPass(),
             PadCodesPass(),
-            TransposeCompressedWeightsPass(),
             # One zero point for all, and one scale for tensors that share it.
             common.DeduplicateInitializersPass(),
+        )
+        if target.placement is Placement.EVERY_TENSOR:
+            # Gather and Pad are operators like others, between quantizers of their own.
+            tidying = (RemoveRedundantClipsPass(),)
+        lowering = (
+            LowerSitesPass(space, chosen, scales, target),
+            *tidying,
+            TransposeCompressedWeightsPass(),
         )
         oldest = _QDQ_OPSET
     for step in (

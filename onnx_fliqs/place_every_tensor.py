@@ -149,7 +149,7 @@ class _Placement:
         maker = value.producer()
         if maker is not None and maker.op_type in REARRANGING:
             # Codes of a table, or of what is repeated, go where its numbers go.
-            self._add_constants(maker, (self.made[value],))
+            self._add_constants(maker, (self.made[value],), same_scale_as=self.made[value])
 
     def _add(self, value: ir.Value, site: Site) -> None:
         self.sites[site.name] = site
@@ -167,13 +167,16 @@ class _Placement:
         if not _is_float(value) or not _is_read(value):
             return
         ranges = {r.op: (r.low, r.high) for r in self.target.fixed_ranges}
+        source = self._source_of_grid(node)
+        if source is not None:
+            limits = self.sites[source].limits
         self._add(
             value,
             Site(
                 **_tensor(value),
                 layers=layers,
                 operands=() if layers else reads,
-                same_scale_as=self._source_of_grid(node),
+                same_scale_as=source,
                 fixed_range=ranges.get(node.op_type),
                 limits=limits,
             ),
@@ -208,11 +211,14 @@ class _Placement:
                 operands=operands_of,
                 after=first.name,
                 same_scale_as=first.same_scale_as or first.name,
+                limits=first.limits,
             )
             kept = [use for use in first.consumers if use != (str(node.name), index)]
             self.sites[first.name] = replace(first, consumers=tuple(kept))
 
-    def _add_constants(self, node: ir.Node, reads: tuple[str, ...]) -> None:
+    def _add_constants(
+        self, node: ir.Node, reads: tuple[str, ...], same_scale_as: str | None = None
+    ) -> None:
         """Sites of the constants that a node computes with."""
         if node.name in self.with_weights:
             return
@@ -228,6 +234,7 @@ class _Placement:
                 consumers=((str(node.name), index),),
                 is_weight=True,
                 operands=reads,
+                same_scale_as=same_scale_as,
             )
             if node.op_type not in _NORMALIZATIONS:
                 # A grid around zero, in the type of the activations.

@@ -12,7 +12,7 @@ from onnx_ir.passes import common
 from onnx_fliqs.calibrate import (
     Observer,
     activation_scales,
-    leave_room_for_biases,
+    fit_to_activations,
     negative_shares,
     sample_values,
     weight_scales,
@@ -180,12 +180,15 @@ def calibrate(
             space = mark_unsigned(canonical, space, never_negative)
     if target.activations is Activations.ASYMMETRIC:
         shares = negative_shares(space, samples)
-        sites = (replace(s, negative=shares.get(s.name, s.negative)) for s in space.sites)
+        sites = (
+            replace(s, negative=shares.get(s.same_scale_as or s.name, s.negative))
+            for s in space.sites
+        )
         space = replace(space, sites=tuple(sites))
     scales = activation_scales(space, samples)
     weights = weights_of(canonical, space)
     scales |= weight_scales(space, weights, seed)
-    return Prepared(canonical, space), leave_room_for_biases(space, scales, weights), samples
+    return Prepared(canonical, space), fit_to_activations(space, scales, weights), samples
 
 
 def weights_of(model: ir.Model, space: SearchSpace) -> dict[str, npt.NDArray[Any]]:

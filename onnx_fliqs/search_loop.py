@@ -32,7 +32,7 @@ from onnx_fliqs.borders import spent
 from onnx_fliqs.calibrate import (
     activation_scales,
     blended,
-    leave_room_for_biases,
+    fit_to_activations,
     sample_values,
     weight_scales,
 )
@@ -429,7 +429,7 @@ class _Run:
         if not space.power_of_two_scales:
             running = blended(state.scales, running, _KEPT_SCALE)
         running |= weight_scales(space, weights, config.seed)
-        return leave_room_for_biases(space, running, weights)
+        return fit_to_activations(space, running, weights)
 
     # --- checkpoints -----------------------------------------------------------------------
 

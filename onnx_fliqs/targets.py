@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Final
 
 from onnx_fliqs.errors import ConfigError
-from onnx_fliqs.formats import is_passthrough
 from onnx_fliqs.precision import Precision, parse_precision, parse_space
 
 __all__ = [
@@ -159,7 +158,12 @@ class Target:
         if self.kernels is None:
             return None
         names = (name for kernels in self.kernels for name in kernels.precisions)
-        return tuple(dict.fromkeys((*names, "float32")))
+        return tuple(dict.fromkeys((*names, *(("float32",) if self.runs_float else ()))))
+
+    @property
+    def runs_float(self) -> bool:
+        """Whether layers may stay float although they have a kernel for integers."""
+        return self.placement is not Placement.EVERY_TENSOR
 
     def space(self, text: str | None) -> tuple[Precision, ...]:
         """The precisions to search: those asked for, or the target's own.
@@ -200,7 +204,9 @@ class Target:
             channels: The fewer of those that go in and come out.
             weights_only: Whether only the weights would be quantized.
         """
-        if self.kernels is None or precision.name == "float32":
+        if precision.name == "float32":
+            return self.runs_float
+        if self.kernels is None:
             return True
         return any(
             op_type in kernels.ops
@@ -218,10 +224,9 @@ class Target:
 
 def _same(op_type: str, precision: Precision, name: str, weights_only: bool) -> bool:
     if weights_only:
-        other = parse_precision(name)
-        # A product would dequantize its weights in every run.
-        fits = op_type not in _PRODUCTS or is_passthrough(other.activations)
-        return fits and precision.weights == other.weights
+        # Inside a body, a product would dequantize its weights in every run.
+        same = precision.weights == parse_precision(name).weights
+        return same and op_type not in _PRODUCTS
     return precision.name == name
 
 

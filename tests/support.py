@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_fliqs.calibrate import (
     Observer,
     activation_scales,
-    leave_room_for_biases,
+    fit_to_activations,
     negative_shares,
     sample_values,
     weight_scales,
@@ -301,13 +301,16 @@ def calibrated(
     samples = sample_values([observer.run(random_feeds(model, 1))], 1, seed=0)
     if profile.activations is Activations.ASYMMETRIC:
         shares = negative_shares(space, samples)
-        sites = (replace(s, negative=shares.get(s.name, s.negative)) for s in space.sites)
+        sites = (
+            replace(s, negative=shares.get(s.same_scale_as or s.name, s.negative))
+            for s in space.sites
+        )
         space = replace(space, sites=tuple(sites))
     weights = {
         site.tensor: initializer(model, site.tensor) for site in space.sites if site.is_weight
     }
     scales = activation_scales(space, samples) | weight_scales(space, weights, seed=0)
-    return Calibrated(model, space, leave_room_for_biases(space, scales, weights), profile)
+    return Calibrated(model, space, fit_to_activations(space, scales, weights), profile)
 
 
 @functools.cache

@@ -288,10 +288,9 @@ def test_a_weight_read_in_several_bodies_has_one_site() -> None:
 def test_integer_kernels_quantize_weights_alone_only_where_that_is_no_slower() -> None:
     space = form("layers_in_bodies", "ort-cpu")
     assert set(space.layer) == {"outside", "words"}
-    assert {s.name: s.reason for s in space.skipped} == dict.fromkeys(
-        ["inside", "deep", "other", "fc"],
-        "target ort-cpu has no kernel for it in int8",
-    )
+    assert {s.name for s in space.skipped} == {"inside", "deep", "other", "fc"}
+    for skipped in space.skipped:
+        assert skipped.reason.startswith("target ort-cpu has no kernel for it in int8")
 
 
 # -- what stays float -----------------------------------------------------------------------

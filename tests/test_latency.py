@@ -226,7 +226,7 @@ def test_the_table_explains_assignments_that_were_never_measured(noise: float) -
     table, warnings = profiled(World(noise=noise))
     assert warnings == ()
     for chosen in every_assignment():
-        assert table.predict(chosen) == pytest.approx(true_ms(chosen), rel=0.03)
+        assert table.predict(chosen) == pytest.approx(true_ms(chosen), rel=0.04)
     assert table.largest_error < 0.06
     assert table.float_model.ms == pytest.approx(FLOAT_MS, rel=0.01)
     assert {name: row["float32"].ms for name, row in table.layers.items()} == dict.fromkeys(
@@ -272,7 +272,7 @@ def test_a_busy_machine_is_suspected() -> None:
 def test_progress_counts_graphs() -> None:
     steps: list[ProfileProgress] = []
     profiled(World(), progress=steps.append)
-    assert [step.done for step in steps] == list(range(1, 31))
+    assert [step.done for step in steps] == list(range(1, 34))
     assert {step.total for step in steps} == {33}
     assert steps[-1].float_ms == pytest.approx(FLOAT_MS)
 

@@ -60,9 +60,12 @@ def assert_as_searched(prepared: Calibrated, chosen: dict[str, Precision]) -> ir
     assert not proto.functions
     feeds = random_feeds(prepared.canonical, 3)
     expected, actual = run(prepared.searchable(chosen), feeds), run(graph, feeds)
+    # Exact: codes are the same integers, and a power of two rescales them exactly. Of weights
+    # that stay float, the searchable graph computes what the other has as a constant, which
+    # kernels may add up in another order.
+    is_float = any(precision.name == "float32" for precision in chosen.values())
     for want, got in zip(expected, actual, strict=True):
-        # Exact: codes are the same integers, and a power of two rescales them exactly.
-        np.testing.assert_array_equal(got, want)
+        np.testing.assert_allclose(got, want, rtol=1e-6 * is_float, atol=1e-6 * is_float)
     return graph
 
 
@@ -373,7 +376,7 @@ def test_rearrangements_share_the_scale_of_their_source() -> None:
         str(node.inputs[0].name): float(initializer(graph, str(node.inputs[1].name)))  # type: ignore[union-attr]
         for node in quantizers(graph)
     }
-    assert scales.keys() == {"x", "s", "f", "z.unquantized"}
+    assert scales.keys() == {"x", "s", "f", "z@float"}
     assert len({scales[name] for name in "xsf"}) == 1
     shared = {site.tensor: site.same_scale_as for site in prepared.space.sites}
     assert (shared["s"], shared["f"]) == ("x@all", "x@all")

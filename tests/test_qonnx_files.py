@@ -1,5 +1,6 @@
 """Files of QONNX, from here or from elsewhere, are run, checked, refused or made float."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.cost import Budget, BudgetKind
 from onnx_fliqs.data import input_specs, load_npz
-from onnx_fliqs.errors import UnknownOperatorError, UnsupportedError, VerificationError
+from onnx_fliqs.errors import UnknownOperatorError, UnsupportedError
 from onnx_fliqs.formats import FORMATS, fake_quantize, is_passthrough
 from onnx_fliqs.model import load_model, save_model
 from onnx_fliqs.passes.canonicalise import canonicalise
@@ -197,15 +198,15 @@ def test_what_finn_and_hls4ml_refuse_is_reported(
     node: str, numbers: Mapping[str, Array], problem: str, tmp_path: Path
 ) -> None:
     graph = read(foreign(node, numbers), tmp_path)
-    with pytest.raises(VerificationError, match=f"not a graph for qonnx: Quant 'q' {problem}"):
-        api.validate(graph, target="qonnx")
+    found = api.validate(graph, target="qonnx").problems
+    assert any(re.search(problem, str(each)) for each in found)
 
 
 def test_a_graph_of_another_dialect_is_none_for_qonnx() -> None:
     prepared = calibrated_case("residual")
     graph = prepared.emitted(prepared.space.uniform(PRECISIONS["int8"]))
-    with pytest.raises(VerificationError, match=r"QuantizeLinear .* is no quantizer of QONNX"):
-        api.validate(graph, target="qonnx")
+    found = api.validate(graph, target="qonnx").problems
+    assert any("is no quantizer of QONNX" in str(each) for each in found)
 
 
 # -- removal --------------------------------------------------------------------------------
