@@ -1,6 +1,7 @@
 """Emitted models against those of the tools that users would take instead, on real models.
 
-Each model is emitted for ``ort-cpu``, post-training and, with ``--steps``, also trained where
+Each model is emitted for ``ort-cpu`` and ``openvino``, post-training and, with ``--steps``, for
+``ort-cpu`` also trained where
 there are labels; and quantized by ``onnxruntime.quantization.quantize_static`` and by NNCF,
 all from the same samples of the training data. In the environment of ``--runtime-python``,
 which needs onnxruntime, openvino and nncf, they run in turn; accuracy is measured on test data
@@ -37,7 +38,8 @@ from onnx_fliqs.model import load_model
 Array = npt.NDArray[Any]
 Row = dict[str, Any]
 
-_TARGET: Final = "ort-cpu"
+_TARGETS: Final = {"fliqs.onnx": "ort-cpu", "fliqs-openvino.onnx": "openvino"}
+"""File → what it is emitted for."""
 _SAMPLES: Final = 256
 """For calibration, of each tool."""
 _SEED: Final = 0
@@ -123,12 +125,13 @@ def _prepare(case: Case, folder: Path, steps: int) -> None:
         x = case.samples()
     calibration = folder / "calibration.npz"
     np.savez(calibration, **{name: x.astype(np.float32)})
-    layers = inspect(case.model, target=_TARGET).layers
-    chosen = Assignment({layer.name: "int8" for layer in layers}, _TARGET)
-    emit(case.model, chosen, calibration).save(folder / "fliqs.onnx")
+    for file, target in _TARGETS.items():
+        layers = inspect(case.model, target=target).layers
+        chosen = Assignment({layer.name: "int8" for layer in layers}, target)
+        emit(case.model, chosen, calibration).save(folder / file)
     if case.task is not None and steps:
         config = SearchConfig(
-            target=_TARGET, space="int8", steps=steps, batch_size=128, seed=_SEED
+            target="ort-cpu", space="int8", steps=steps, batch_size=128, seed=_SEED
         )
         trained = search(case.model, folder / "train.npz", config)
         trained.save(folder / "fliqs-trained.onnx")

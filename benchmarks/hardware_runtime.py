@@ -151,6 +151,12 @@ def _seconds(run: Run, times: int, clock: Clock) -> float:
     return (clock() - started) / times
 
 
+def _file(folder: Path, runtime: str, name: str) -> Path:
+    """Of onnx-fliqs, each runtime runs what was emitted for it."""
+    own = folder / f"{name}-{runtime}.onnx"
+    return own if own.exists() else folder / f"{name}.onnx"
+
+
 def _measure(folder: Path, batch: int, threads: int, rounds: int) -> dict[str, Any]:
     """Time all models of each runtime in turn.
 
@@ -166,9 +172,9 @@ def _measure(folder: Path, batch: int, threads: int, rounds: int) -> dict[str, A
     return {
         runtime: _in_turn(
             {
-                name: make(folder / f"{name}.onnx", threads, feeds)
+                name: make(_file(folder, runtime, name), threads, feeds)
                 for name in names
-                if (folder / f"{name}.onnx").exists()
+                if _file(folder, runtime, name).exists()
             },
             rounds,
             clock,
@@ -227,9 +233,9 @@ def _evaluate(folder: Path) -> dict[str, Any]:
     labels = test.pop("labels")
     for runtime, (make, names) in _RUNTIMES.items():
         found[runtime] = {
-            name: _accuracy(make, paths[name], test, labels)
+            name: _accuracy(make, _file(folder, runtime, name), test, labels)
             for name in (*names, "fliqs-trained")
-            if name in paths
+            if _file(folder, runtime, name).exists()
         }
     return found
 
