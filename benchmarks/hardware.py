@@ -1,7 +1,7 @@
 """Emitted models against those of the tools that users would take instead, on real models.
 
-Each model is emitted for ``ort-cpu`` and ``openvino``, post-training and, with ``--steps``, for
-``ort-cpu`` also trained where there are labels; and quantized by
+Each model is emitted for ``ort-cpu`` and ``openvino``, post-training and, with ``--steps``,
+for ``ort-cpu`` also trained where there are labels; and quantized by
 ``onnxruntime.quantization.quantize_static`` and by NNCF,
 all from the same samples of the training data. In the environment of ``--runtime-python``,
 which needs onnxruntime, openvino and nncf, they run in turn; accuracy is measured on test data
