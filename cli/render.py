@@ -282,16 +282,13 @@ def _verdict(check: "Check") -> str:
     return f"{'agrees' if check.agrees else 'differs'} {check.difference.rms:.2e}"
 
 
-class SearchProgress:
-    """Shows the steps of a search: a live bar on a terminal, now and then a line elsewhere."""
+class _Bar:
+    """A live bar on a terminal."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start the clock."""
+    def __init__(self, title: str) -> None:
+        """Find out where to draw."""
         self._console = _console(stderr=True)
-        self._clock = clock
-        self._started = clock()
-        self._first: int | None = None
-        self._quality = ""
+        self._title = title
         self._bar: Progress | None = None
 
     def __enter__(self) -> "Self":
@@ -305,7 +302,7 @@ class SearchProgress:
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task("prepare", total=None, text="")
+            self._task = self._bar.add_task(self._title, total=None, text="")
         return self
 
     def __exit__(
@@ -316,6 +313,22 @@ class SearchProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+    def _print(self, text: str) -> None:
+        """A line, where there is no terminal."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+
+class SearchProgress(_Bar):
+    """Shows the steps of a search: a live bar on a terminal, now and then a line elsewhere."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start the clock."""
+        super().__init__("prepare")
+        self._clock = clock
+        self._started = clock()
+        self._first: int | None = None
+        self._quality = ""
 
     def __call__(self, step: "Step") -> None:
         """Show one step."""
@@ -333,10 +346,8 @@ class SearchProgress:
                 text=f"{step.step}/{step.steps} {text}",
             )
         elif step.step % max(1, step.steps // _PLAIN_LINES) == 0 or step.step == step.steps:
-            self._console.print(
-                f"{step.phase.value:7} step {step.step}/{step.steps} {text}{self._left(step)}",
-                markup=False,
-                soft_wrap=True,
+            self._print(
+                f"{step.phase.value:7} step {step.step}/{step.steps} {text}{self._left(step)}"
             )
 
     def _text(self, step: "Step") -> str:
@@ -354,36 +365,12 @@ class SearchProgress:
         return f" {seconds:.0f} s left" if step.step < step.steps else ""
 
 
-class ProfileBar:
+class ProfileBar(_Bar):
     """Shows the progress of a profile: a bar on a terminal, now and then a line elsewhere."""
 
     def __init__(self) -> None:
         """Find out where to draw."""
-        self._console = _console(stderr=True)
-        self._bar: Progress | None = None
-
-    def __enter__(self) -> "Self":
-        if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("profile"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("profile", total=None, text="")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        super().__init__("profile")
 
     def __call__(self, step: "ProfileProgress") -> None:
         """Show one graph."""
@@ -391,4 +378,4 @@ class ProfileBar:
         if self._bar is not None:
             self._bar.update(self._task, completed=step.done, total=step.total, text=text)
         elif step.done % max(1, step.total // _PLAIN_LINES) == 0 or step.done == step.total:
-            self._console.print(f"profile {text}", markup=False, soft_wrap=True)
+            self._print(f"profile {text}")

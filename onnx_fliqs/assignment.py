@@ -4,9 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from onnx_fliqs.errors import ConfigError
+from onnx_fliqs.json_files import json_object, read_text
 from onnx_fliqs.precision import Precision, PrecisionMap, parse_precision
 from onnx_fliqs.sites import SearchSpace
 
@@ -39,14 +40,7 @@ class Assignment:
             ConfigError: It is not JSON, of another schema, or names a format that does not
                 exist or that a layer cannot take.
         """
-        try:
-            content: Any = json.loads(text)
-        # ValueError: also a number of thousands of digits.
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{source} is not JSON: {error}") from None
-        schema = content.get("schema") if isinstance(content, dict) else None
-        if isinstance(schema, bool) or schema != _SCHEMA:
-            raise ConfigError(f"{source} is not an assignment of schema {_SCHEMA}")
+        content = json_object(text, source, "an assignment", _SCHEMA)
         layers, target = content.get("layers"), content.get("target", "generic")
         if not isinstance(layers, dict) or not isinstance(target, str):
             raise ConfigError(f"{source} needs an object `layers` and a string `target`")
@@ -61,10 +55,7 @@ class Assignment:
         Raises:
             ConfigError: The file cannot be read, or as for :meth:`from_json`.
         """
-        try:
-            return cls.from_json(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read {path}: {error}") from None
+        return cls.from_json(read_text(path), str(path))
 
     def precisions(self, space: SearchSpace) -> PrecisionMap:
         """The precisions of exactly the layers of a model.

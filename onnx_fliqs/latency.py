@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from onnx_fliqs.errors import ConfigError
+from onnx_fliqs.json_files import json_object, read_text
 from onnx_fliqs.sites import SearchSpace
 
 __all__ = [
@@ -177,10 +178,7 @@ class LatencyTable:
         Raises:
             ConfigError: The file cannot be read, or as for :meth:`from_json`.
         """
-        try:
-            return cls.from_json(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read {path}: {error}") from None
+        return cls.from_json(read_text(path), str(path))
 
     @classmethod
     def from_json(cls, text: str, source: str = "latency table") -> "LatencyTable":
@@ -193,14 +191,7 @@ class LatencyTable:
         Raises:
             ConfigError: It is not JSON, of another schema, or damaged.
         """
-        try:
-            content: Any = json.loads(text)
-        # ValueError: also a number of thousands of digits.
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{source} is not JSON: {error}") from None
-        schema = content.get("schema") if isinstance(content, dict) else None
-        if isinstance(schema, bool) or schema != _SCHEMA:
-            raise ConfigError(f"{source} is not a latency table of schema {_SCHEMA}")
+        content = json_object(text, source, "a latency table", _SCHEMA)
         try:
             return _parsed(content)
         except KeyError as error:

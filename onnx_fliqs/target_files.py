@@ -19,6 +19,7 @@ from typing import Any, Final
 import onnx
 
 from onnx_fliqs.errors import ConfigError
+from onnx_fliqs.json_files import json_object
 from onnx_fliqs.layer_operators import LAYER_OPERATORS
 from onnx_fliqs.precision import parse_precision
 from onnx_fliqs.targets import TARGETS, Kernels, Target
@@ -113,14 +114,7 @@ def target_from_json(text: str, source: str = "target") -> Target:
     Raises:
         ConfigError: It is not JSON, of another schema, or a field is unknown or wrong.
     """
-    try:
-        content: Any = json.loads(text)
-    # ValueError: also a number of thousands of digits.
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{source} is not JSON: {error}") from None
-    schema = content.pop("schema", None) if isinstance(content, dict) else None
-    if isinstance(schema, bool) or schema != _SCHEMA:
-        raise ConfigError(f"{source} is not a target profile of schema {_SCHEMA}")
+    content = json_object(text, source, "a target profile", _SCHEMA)
     if "name" not in content:
         raise ConfigError(f"{source}: name: is missing")
     try:

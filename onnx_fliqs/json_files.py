@@ -1,0 +1,45 @@
+"""Reads the JSON artefacts: one object each, with the number of its schema."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from onnx_fliqs.errors import ConfigError
+
+__all__ = ["json_object", "read_text"]
+
+
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+
+
+def json_object(text: str, source: str, kind: str, schema: int) -> dict[str, Any]:
+    """The fields of an artefact, but for its schema.
+
+    Args:
+        text: JSON.
+        source: What to call it in messages.
+        kind: What it has to be, with its article.
+        schema: The number that it has to carry.
+
+    Raises:
+        ConfigError: It is not JSON, or something else.
+    """
+    try:
+        content: Any = json.loads(text)
+    # ValueError: also a number of thousands of digits.
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not JSON: {error}") from None
+    found = content.pop("schema", None) if isinstance(content, dict) else None
+    if isinstance(found, bool) or found != schema:
+        raise ConfigError(f"{source} is not {kind} of schema {schema}")
+    fields: dict[str, Any] = content
+    return fields
