@@ -52,7 +52,8 @@ def _check(model: Path, target: str, mix: str, options: argparse.Namespace) -> R
     recipe = RECIPES.get(model.stem, Recipe())
     samples = min(_SAMPLES, recipe.samples)
     arrays = {
-        name: array if array.ndim == 0 else array[:samples]
+        # Not a state, which has the samples on another axis.
+        name: array[:samples] if array.ndim and len(array) == recipe.samples else array
         for name, array in recipe.arrays(model).items()
     }
     with tempfile.TemporaryDirectory() as name:

@@ -257,6 +257,8 @@ class _Tensors:
     """What kernels write that write integers only."""
     operands: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
     """What an operator between layers computes it from."""
+    computed: set[ir.Value] = field(default_factory=set)
+    """What operators between layers compute, not only rearrange."""
     same_scale: list[tuple[ir.Value, ...]] = field(default_factory=list)
     """Tensors that share a scale."""
     limits: dict[ir.Value, tuple[float, float]] = field(default_factory=dict)
@@ -308,14 +310,15 @@ def _tensor_sites(
 
 
 def _worth_it(values: Sequence[ir.Value], found: _Tensors) -> list[ir.Value]:
-    """Those that an integer kernel reads, at once or behind others, or has to write.
+    """Those that an integer kernel reads or has to write, at once or rearranged.
 
     The others would be dequantized for readers of floats: the detour costs accuracy, and of
     some graphs that make it OpenVINO computes a part wrongly.
     """
     kept: set[ir.Value] = set()
     for value in reversed(values):
-        if value in kept or value in found.readers or value in found.integers:
+        wanted = value in found.readers or value in found.integers or value in found.computed
+        if wanted or value in kept:
             kept |= {value, *found.operands.get(value, ())}
     return [value for value in values if value in kept]
 
@@ -326,6 +329,7 @@ def _look_between(node: ir.Node, found: _Tensors, target: Target) -> None:
     if node.op_type in target.between_ops and all(found.has_site(value) for value in inputs):
         made = after_activation(node.outputs[0])
         found.operands[made] = inputs
+        found.computed.add(made)
         # On one scale for signed numbers, kernels could not compute the Relu of those without.
         signs = {value in found.unsigned for value in inputs}
         shares = node.op_type in target.shared_scale_ops and len(signs) == 1

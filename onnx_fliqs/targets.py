@@ -328,6 +328,7 @@ _ALL: Final = (
         placement=Placement.TENSORS,
         between_ops=("Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool"),
         float_output_ops=_MATRICES,
+        shared_scale_ops=("Concat",),
         qdq_types=("UINT8", "INT8", "INT4", "INT32"),
         operand_types=(
             OperandTypes(activations="UINT8", weights=("UINT8", "INT8", "INT4")),
