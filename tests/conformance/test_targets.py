@@ -52,4 +52,4 @@ def test_every_runtime_of_the_target_computes_what_was_searched(
             # ONNX Runtime fuses float8 groups into operators that it does not have.
             refused = check.name == "default" and check.error and names.intersection(FLOAT8)
             assert check.agrees or refused, f"{names}: {check.name} {check.problem}"
-        assert not runtimes or found.levels[0].agrees
+        assert "onnxruntime" not in runtimes or found.levels[0].agrees
