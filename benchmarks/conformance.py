@@ -72,15 +72,15 @@ def _check(model: Path, target: str, mix: str, options: argparse.Namespace) -> R
         row["searched_rms"] = ran.result["verification"]["searched_rms"]
         row["level"] = ran.result["optimization_level"]
         row["runtimes"] = [
-            _validated(output, options.limit, python)
+            _validated(output, data, options.limit, python)
             for python in (sys.executable, *options.runtime_python)
         ]
     return row
 
 
-def _validated(output: Path, limit: int, python: str) -> Row:
-    """What ``validate`` says in one environment, on inputs that it makes up."""
-    ran = command(limit, "validate", output, python=python)
+def _validated(output: Path, data: Path, limit: int, python: str) -> Row:
+    """What ``validate`` says in one environment."""
+    ran = command(limit, "validate", output, "--data", data, python=python)
     return {"code": ran.code, "reason": ran.reason, "result": ran.result}
 
 
