@@ -188,7 +188,11 @@ def emit(
     source = _model(model)
     warnings = []
     dataset = None if data is None else _dataset(data, source)
-    ordered = sorted(set(named.values()), key=lambda precision: precision.order)
+    precisions = set(named.values())
+    if all(precision.name == "float32" for precision in precisions):
+        # What the target has no kernel for is no layer of a search either.
+        precisions |= set(profile.space(None))
+    ordered = sorted(precisions, key=lambda precision: precision.order)
     prepared = prepare(
         source,
         dataset,

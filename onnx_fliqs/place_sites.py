@@ -349,7 +349,7 @@ def _note_limits(value: ir.Value, found: _Tensors) -> None:
         return
     if node.op_type == "Clip" and len(node.inputs) > 2:
         ends = [constant(end) for end in node.inputs[1:3]]
-        low, high = (math.inf if end is None else float(end.numpy()) for end in ends)
+        low, high = (math.inf if end is None else float(end.numpy().item()) for end in ends)
         if low <= 0 < high < math.inf:
             found.limits[value] = low, high
     elif node.op_type == "Concat" or _keeps_grid(node):

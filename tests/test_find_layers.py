@@ -646,3 +646,16 @@ def test_biases_are_integers_where_their_scale_fits() -> None:
 def test_names_of_sites_are_unique(name: str, target: str) -> None:
     names = [site.name for site in case(name, target).sites]
     assert len(names) == len(set(names))
+
+
+def test_limits_of_a_clip_may_be_vectors_of_one() -> None:
+    plain = model(
+        """g (float[N,2,4,4] x) => (float[N,2,4,4] y)
+            <float[1] zero = {0.0}, float[1] six = {6.0}> {
+            [c1] a = Conv (x, w)
+            b = Clip (a, zero, six)
+            [c2] y = Conv (b, w) }""",
+        weights={"w": (2, 2, 1, 1)},
+    )
+    sites = {s.tensor: s for s in found(plain, "ort-cpu").sites}
+    assert sites["b"].limits == (0.0, 6.0)

@@ -133,3 +133,12 @@ def test_the_cost_of_a_model_without_bit_operations_is_told_in_bytes(
     printed = capsys.readouterr().out
     assert "cost     weights 48 bytes" in printed
     assert "BOPs" not in printed
+
+
+def test_an_assignment_in_float32_names_no_layer_that_the_target_leaves_float() -> None:
+    source = FORMS["layers_in_bodies"].build()
+    layers = api.inspect(source.clone(), target="ort-cpu").layers
+    chosen = Assignment({layer.name: "float32" for layer in layers}, "ort-cpu")
+    result = api.emit(source, chosen)
+    assert {row.name for row in result.layers} == {layer.name for layer in layers}
+    assert not any(node.op_type == "DequantizeLinear" for node in result.model.graph)
