@@ -94,6 +94,7 @@ def _page(rows: Sequence[Row], names: Sequence[str]) -> str:
         "Written by `benchmarks/conformance.py`; where this was run:",
         "",
         *(f"* {key}: {_plain(value)}" for key, value in provenance().items()),
+        f"* commits of the rows: {', '.join(dict.fromkeys(row['commit'] for row in rows))}",
         f"* runtimes: {', '.join(names)}",
         f"* seed: {_SEED}",
         "",
@@ -103,7 +104,7 @@ def _page(rows: Sequence[Row], names: Sequence[str]) -> str:
         "fully. The columns behind: files that `validate` finds right in that environment, of",
         "those that were emitted.",
         "",
-        f"| target | models | exact | default level | {' | '.join(names)} |",
+        f"| target | graphs | exact | default level | {' | '.join(names)} |",
         "|---|---|---|---|" + "---|" * len(names),
         *(
             _line(target, rows, len(names))
