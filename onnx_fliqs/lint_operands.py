@@ -261,8 +261,10 @@ def shared_scales(graph: QdqGraph, target: Target) -> Findings:
 
 def _signs_differ(target: Target, grids: Sequence[Quantizer]) -> bool:
     """Whether some of the tensors are without a sign, so that they cannot share a scale."""
-    points = {None if g.zero_point is None else g.zero_point.tobytes() for g in grids}
-    return target.activations is Activations.UNSIGNED and len(points) > 1
+    signs = {
+        (g.dtype, None if g.zero_point is None else g.zero_point.tobytes()) for g in grids
+    }
+    return target.activations is Activations.UNSIGNED and len(signs) > 1
 
 
 def _copied(node: ir.Node, target: Target) -> list[ir.Value | None]:
