@@ -66,7 +66,7 @@ class Bench:
         target = parse_target(_TARGET)
         prepared = prepare(load_model(path), None, target, target.space(None))
         data = synthetic_data(prepared.canonical, 8, 0)
-        prepared, scales, _ = calibrate(prepared, data, 0)
+        prepared, scales, _ = calibrate(prepared, target, data, 0)
         feeds = data.batch(np.arange(data.fixed_batch or 1))
         level = OptimizationLevel.DEFAULT
         reference = runtime_of(_TARGET).load(prepared.canonical, feeds, threads, level)

@@ -13,7 +13,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Sequence
-from unittest import mock
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,8 @@ from onnx_fliqs.bias_correction import corrected_biases
 from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.emission import searchable
 from onnx_fliqs.evaluation import run_dataset
-from onnx_fliqs.formats import parse_space
-from onnx_fliqs.layer_operators import channel_axis
 from onnx_fliqs.model import load_model
+from onnx_fliqs.precision import parse_space
 from onnx_fliqs.prepare import calibrate, calibration_batches, prepare, with_weights
 from onnx_fliqs.runtime import OptimizationLevel, make_session
 from onnx_fliqs.targets import TARGETS
@@ -60,10 +59,6 @@ def _accuracy(model: ir.Model, data: Dataset, level: OptimizationLevel) -> float
     return 100 * float((scores.argmax(axis=1) == data.labels).mean())
 
 
-def _one_scale(node: ir.Node, index: int) -> None:
-    """In place of ``channel_axis``: no weight has an axis of scales."""
-
-
 def _row(
     model: ir.Model,
     datasets: tuple[Dataset, Dataset],
@@ -74,13 +69,13 @@ def _row(
     """For each format, the accuracy without and with bias correction."""
     calibration, evaluated = datasets
     target = TARGETS["generic"]
+    if not per_channel:
+        target = replace(target, per_channel_ops=())
     space = parse_space(",".join(formats))
-    axis = channel_axis if per_channel else _one_scale
-    with mock.patch("onnx_fliqs.place_sites.channel_axis", axis):
-        prepared = prepare(
-            model, calibration, target, space, equalize=equalize, separate_biases=True
-        )
-    prepared, scales, _ = calibrate(prepared, calibration, _SEED)
+    prepared = prepare(
+        model, calibration, target, space, equalize=equalize, separate_biases=True
+    )
+    prepared, scales, _ = calibrate(prepared, target, calibration, _SEED)
     batches = [batch.inputs for batch in calibration_batches(calibration)]
     found = {}
     for fmt in space:
