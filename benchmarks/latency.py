@@ -33,7 +33,7 @@ from onnx_fliqs.latency_budget import latency_shares
 from onnx_fliqs.latency_profile import ProfileConfig, profile
 from onnx_fliqs.model import load_model
 from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data
-from onnx_fliqs.runners import Runner, runtime_of, time_pairs
+from onnx_fliqs.runners import Runner, runtime_named, time_pairs
 from onnx_fliqs.runtime import OptimizationLevel
 from onnx_fliqs.strategies import random_choices
 from onnx_fliqs.target_files import parse_target
@@ -69,7 +69,9 @@ class Bench:
         prepared, scales, _ = calibrate(prepared, target, data, 0)
         feeds = data.batch(np.arange(data.fixed_batch or 1))
         level = OptimizationLevel.DEFAULT
-        reference = runtime_of(_TARGET).load(prepared.canonical, feeds, threads, level)
+        reference = runtime_named("onnxruntime").load(
+            prepared.canonical, feeds, threads, level
+        )
         return cls(prepared, scales, feeds, reference, threads)
 
     def names(self, choices: Choices) -> dict[str, str]:
@@ -93,7 +95,7 @@ class Bench:
     def ratio(self, graph: Any) -> float:
         """Latency of a graph as a share of the float model's."""
         level = OptimizationLevel.DEFAULT
-        runner = runtime_of(_TARGET).load(graph, self.feeds, self.threads, level)
+        runner = runtime_named("onnxruntime").load(graph, self.feeds, self.threads, level)
         return time_pairs(self.reference, runner, seconds=_SECONDS, error=_ERROR).ratio
 
 

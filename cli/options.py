@@ -18,6 +18,7 @@ __all__ = [
     "model",
     "output",
     "remove_quantization",
+    "seed",
     "target",
 ]
 
@@ -61,6 +62,13 @@ def target(default: str | None) -> Callable[[_F], _F]:
         metavar="NAME|FILE",
         help=f"{', '.join(TARGET_NAMES)}, or a profile of your own (see `targets`).",
     )
+
+
+def seed(function: _F) -> _F:
+    """The option --seed."""
+    return click.option(
+        "--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random."
+    )(function)
 
 
 def remove_quantization(function: _F) -> _F:

@@ -34,9 +34,7 @@ __all__ = ["command"]
     default=60.0,
     help="About how long to measure at most.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random."
-)
+@options.seed
 @options.output(True, "The table (.json), for search --latency-table.")
 @options.custom_ops
 @options.json_output

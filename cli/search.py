@@ -64,9 +64,7 @@ __all__ = ["command"]
     default="auto",
     help="auto: cross-entropy and distillation with labels, distillation without.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random."
-)
+@options.seed
 @click.option(
     "--threads",
     type=click.IntRange(min=1),

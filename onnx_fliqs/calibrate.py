@@ -327,9 +327,9 @@ def negative_shares(space: SearchSpace, samples: Mapping[str, Array]) -> dict[st
 
 
 def _negative_share(values: Array, fmt: Format) -> float:
-    tried = {0.5: None, **{_share_below(*ends): None for ends in _ranges(values)}}
     if values.min(initial=0.0) >= 0:
         return 0.0
+    tried = dict.fromkeys((0.5, *(_share_below(*ends) for ends in _ranges(values))))
 
     def error(share: float) -> float:
         grid = unsigned_variant(fmt, share)

@@ -29,7 +29,7 @@ from onnx_fliqs.precision import PrecisionMap
 from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session, run_session
 from onnx_fliqs.sites import ScaleTable, SearchSpace
 from onnx_fliqs.targets import TARGETS, Dialect, Placement, Target
-from onnx_fliqs.verify import Verification, verify_graph
+from onnx_fliqs.verify import ONNX_RUNTIME, Verification, verify_graph
 
 __all__ = [
     "LEVEL_KEY",
@@ -81,7 +81,7 @@ def emit(
         space: Its layers and sites.
         chosen: A precision for every layer.
         scales: Scales for every site in the format it takes.
-        target: The dialect.
+        target: What it is for.
         batches: Feeds to compare on.
 
     Raises:
@@ -92,7 +92,7 @@ def emit(
     _check_rules(graph, target)
     searched = simulate(canonical, space, chosen, scales, batches)
     verification = verify_graph(graph, batches, searched)
-    if "onnxruntime" not in target.runtimes:
+    if ONNX_RUNTIME not in target.runtimes:
         right = [
             OptimizationLevel(check.name) for check in verification.levels if check.agrees
         ]

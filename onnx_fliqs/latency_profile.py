@@ -127,7 +127,7 @@ def profile(
     config = config or ProfileConfig()
     target = parse_target(config.target)
     precisions = target.space(config.space)
-    runtime = runtime or runtime_of(target.name)
+    runtime = runtime or runtime_of(target)
     source = load_model(model) if isinstance(model, Path) else model
     dataset = load_npz(data, input_specs(source)) if isinstance(data, Path) else data
     prepared = prepare(

@@ -13,7 +13,7 @@ from onnx_fliqs.data import Dataset
 from onnx_fliqs.errors import FliqsError
 from onnx_fliqs.latency import LatencyTable
 from onnx_fliqs.latency_profile import conditions_of
-from onnx_fliqs.runners import Clock, Runtime, runtime_of, time_pairs
+from onnx_fliqs.runners import Clock, Runtime, runtime_named, time_pairs
 from onnx_fliqs.runtime import OptimizationLevel
 
 __all__ = ["LatencyReport", "report_latency"]
@@ -65,12 +65,12 @@ def report_latency(
     Returns:
         The report; and a warning where nothing was measured.
     """
-    runtime = runtime or runtime_of(table.target)
     threads = table.conditions.threads
     feeds = data.batch(np.arange(data.fixed_batch or table.batch_size) % len(data))
     ours: float | None = None
     theirs: float | None = None
     try:
+        runtime = runtime or runtime_named(table.conditions.runtime)
         reason = table.conditions.why_not(conditions_of(runtime, feeds, threads))
         if reason is None:
             pairs = time_pairs(

@@ -29,7 +29,7 @@ __all__ = ["compile_model", "is_installed", "load_openvino", "run_compiled", "ve
 
 Array: TypeAlias = npt.NDArray[Any]
 
-_OPTIONS: Final = {"INFERENCE_PRECISION_HINT": "f32"}
+_FLOAT32: Final[Mapping[str, Any]] = {"INFERENCE_PRECISION_HINT": "f32"}
 """Without it, processors that have bfloat16 units compute in bfloat16, and differ for that."""
 _PLACE: Final = re.compile(r"Exception from \S+:\d+:|failed at \S+:\d+:?")
 _CHECK: Final = re.compile(r"Check '.*?'\s*")
@@ -65,11 +65,13 @@ def load_openvino() -> ModuleType:
         ) from error
 
 
-def compile_model(model: ir.Model) -> "CompiledModel":
-    """Compile a model for the CPU, to be computed in float32 where it is not quantized.
+def compile_model(model: ir.Model, settings: Mapping[str, Any] = _FLOAT32) -> "CompiledModel":
+    """Compile a model for the CPU.
 
     Args:
         model: It is not changed.
+        settings: Properties of the plugin; by default, what is not quantized is computed in
+            float32.
 
     Raises:
         EnvironmentMissingError: There is no OpenVINO.
@@ -84,7 +86,7 @@ def compile_model(model: ir.Model) -> "CompiledModel":
     content = ir.to_proto(ir.external_data.load_to_model(model.clone())).SerializeToString()
     core = openvino.Core()
     try:
-        return core.compile_model(core.read_model(content), "CPU", _OPTIONS)
+        return core.compile_model(core.read_model(content), "CPU", dict(settings))
     except Exception as error:  # Which types it raises is not documented.
         raise UnsupportedError(
             f"OpenVINO cannot compile the model: {_reason(error)}"

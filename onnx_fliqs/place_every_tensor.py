@@ -166,10 +166,10 @@ class _Placement:
             limits = None if most is None else (0.0, most)
         if not _is_float(value) or not _is_read(value):
             return
-        ranges = {r.op: (r.low, r.high) for r in self.target.fixed_ranges}
+        fixed_range = self.target.range_of(node.op_type)
         source = self._source_of_grid(node)
         if source is not None:
-            limits = self.sites[source].limits
+            limits, fixed_range = self.sites[source].limits, self.sites[source].fixed_range
         self._add(
             value,
             Site(
@@ -177,7 +177,7 @@ class _Placement:
                 layers=layers,
                 operands=() if layers else reads,
                 same_scale_as=source,
-                fixed_range=ranges.get(node.op_type),
+                fixed_range=fixed_range,
                 limits=limits,
             ),
         )
@@ -212,6 +212,7 @@ class _Placement:
                 after=first.name,
                 same_scale_as=first.same_scale_as or first.name,
                 limits=first.limits,
+                fixed_range=first.fixed_range,
             )
             kept = [use for use in first.consumers if use != (str(node.name), index)]
             self.sites[first.name] = replace(first, consumers=tuple(kept))

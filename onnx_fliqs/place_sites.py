@@ -55,7 +55,7 @@ def place_sites(
     stored = _weight_sites(layers, nodes, target, precisions)
     biases: list[Site] = []
     if target.bias is Bias.WEIGHT:
-        biases = _quantized_bias_sites(full, nodes)
+        biases = [site for _, _, site in _stored_biases(full, nodes)]
     elif target.bias is Bias.INT32_ALWAYS:
         found = _bias_sites(full, nodes, (*activations, *stored))
         biases = [replace(site, every_width=True) for site in found]
@@ -192,12 +192,10 @@ def _bias_sites(
     """Sites of the biases that integer kernels add to their int32 sums."""
     read_by = {use: site for site in operand_sites for use in site.consumers}
     sites = []
-    for layer in layers:
-        node = nodes[layer.name]
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        tensor = constant(bias)
+    for layer, node, site in _stored_biases(layers, nodes):
+        tensor = constant(node.inputs[2])
         first, second = (read_by.get((layer.name, index)) for index in (0, 1))
-        if bias is None or tensor is None or first is None or second is None:
+        if tensor is None or first is None or second is None:
             continue
         scaled = any(node.attributes.get_float(a, 1.0) != 1.0 for a in ("alpha", "beta"))
         fits = first.axis is None and second.channels in (1, tensor.size)
@@ -205,12 +203,8 @@ def _bias_sites(
             continue
         per_channel = second.channels > 1
         sites.append(
-            Site(
-                name=f"{bias.name}@{layer.name}:bias",
-                tensor=str(bias.name),
-                layers=(layer.name,),
-                consumers=((layer.name, 2),),
-                is_weight=True,
+            replace(
+                site,
                 axis=0 if per_channel else None,
                 channels=second.channels,
                 rank=1,
@@ -220,24 +214,23 @@ def _bias_sites(
     return sites
 
 
-def _quantized_bias_sites(layers: Sequence[Layer], nodes: Nodes) -> list[Site]:
-    """Sites of biases that are quantized like weights."""
-    sites = []
+def _stored_biases(
+    layers: Sequence[Layer], nodes: Nodes
+) -> Iterator[tuple[Layer, ir.Node, Site]]:
+    """The layers with a constant bias, and its site as that of a weight with one scale."""
     for layer in layers:
         node = nodes[layer.name]
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is None or constant(bias) is None:
             continue
-        sites.append(
-            Site(
-                name=f"{bias.name}@{layer.name}:bias",
-                tensor=str(bias.name),
-                layers=(layer.name,),
-                consumers=((layer.name, 2),),
-                is_weight=True,
-            )
+        site = Site(
+            name=f"{bias.name}@{layer.name}:bias",
+            tensor=str(bias.name),
+            layers=(layer.name,),
+            consumers=((layer.name, 2),),
+            is_weight=True,
         )
-    return sites
+        yield layer, node, site
 
 
 # --- one site per tensor -------------------------------------------------------------------
@@ -306,7 +299,8 @@ def _tensor_sites(
     # Powers of two meet limits only by chance.
     for value in () if target.power_of_two_scales else quantized:
         _note_limits(value, found)
-    return _with_shared_scales([_tensor_site(value, found) for value in quantized], found)
+    sites = [_tensor_site(value, found, target) for value in quantized]
+    return _with_shared_scales(sites, found)
 
 
 def _worth_it(values: Sequence[ir.Value], found: _Tensors) -> list[ir.Value]:
@@ -376,7 +370,8 @@ def _keeps_grid(node: ir.Node) -> bool:
     return node.op_type in REARRANGING
 
 
-def _tensor_site(value: ir.Value, found: _Tensors) -> Site:
+def _tensor_site(value: ir.Value, found: _Tensors, target: Target) -> Site:
+    node = value.producer()
     deciding = (*found.readers.get(value, ()), *filter(None, [found.makers.get(value)]))
     return Site(
         name=f"{value.name}@all",
@@ -387,6 +382,7 @@ def _tensor_site(value: ir.Value, found: _Tensors) -> Site:
         operands=tuple(f"{operand.name}@all" for operand in found.operands.get(value, ())),
         is_output=value.is_graph_output() and value in found.integers,
         limits=found.limits.get(value),
+        fixed_range=None if node is None or node.domain else target.range_of(node.op_type),
     )
 
 
@@ -398,13 +394,17 @@ def _with_shared_scales(sites: Sequence[Site], found: _Tensors) -> list[Site]:
         for values in found.same_scale
         if all(value.name in names for value in values)
     ]
-    own = {site.name: site.limits for site in sites}
-    first: dict[str, str] = {}
-    limits: dict[str, tuple[float, float] | None] = {}
+    by_name = {site.name: site for site in sites}
+    moved = {names.get(str(v.name)) for v in found.operands.keys() - found.computed}
+    tied: dict[str, Site] = {}
     for part in united(names.values(), groups):
-        first |= dict.fromkeys(part[1:], part[0])
-        limits |= dict.fromkeys(part, _hull([own[name] for name in part]))
-    return [
-        replace(site, same_scale_as=first.get(site.name), limits=limits[site.name])
-        for site in sites
-    ]
+        limits = _hull([by_name[name].limits for name in part])
+        # What only moves numbers about has the range of where they come from.
+        ranges = {by_name[name].fixed_range for name in part if name not in moved}
+        fixed = ranges.pop() if len(ranges) == 1 else None
+        for name in part:
+            root = None if name == part[0] else part[0]
+            tied[name] = replace(
+                by_name[name], same_scale_as=root, limits=limits, fixed_range=fixed
+            )
+    return [tied[site.name] for site in sites]

@@ -1,6 +1,5 @@
 """The runtimes in which latency is measured, and how two graphs are timed in them."""
 
-import importlib
 import math
 import os
 import platform
@@ -9,14 +8,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final, TypeAlias
 
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnx_fliqs.errors import EnvironmentMissingError, RunError, UnsupportedError
+from onnx_fliqs import openvino_runtime
+from onnx_fliqs.errors import EnvironmentMissingError, RunError
 from onnx_fliqs.runtime import OptimizationLevel, load_onnxruntime, make_session, run_session
+from onnx_fliqs.targets import Target
 
 __all__ = [
     "Clock",
@@ -25,6 +25,7 @@ __all__ = [
     "Runner",
     "Runtime",
     "machine_name",
+    "runtime_named",
     "runtime_of",
     "time_pairs",
 ]
@@ -67,17 +68,9 @@ def _load_in_onnxruntime(
     return lambda: session.run(names, feeds)
 
 
-def _openvino() -> ModuleType:
-    try:
-        return importlib.import_module("openvino")
-    except ImportError:
-        raise EnvironmentMissingError(
-            "OpenVINO is not installed: pip install openvino"
-        ) from None
-
-
 def _openvino_version() -> str:
-    return str(_openvino().__version__)
+    openvino_runtime.load_openvino()
+    return openvino_runtime.version()
 
 
 def _load_in_openvino(
@@ -86,25 +79,37 @@ def _load_in_openvino(
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
-    core = _openvino().Core()
-    try:
-        read = core.read_model(ir.to_proto(model).SerializeToString())
-        request = core.compile_model(read, "CPU", settings).create_infer_request()
-        request.infer(dict(feeds))
-    except Exception as error:  # OpenVINO's exceptions share no other base.
-        reason = " ".join(str(error).split())
-        raise UnsupportedError(f"OpenVINO cannot run the model: {reason}") from error
+    compiled = openvino_runtime.compile_model(model, settings)
+    # Says in one line what is wrong, if anything is.
+    openvino_runtime.run_compiled(compiled, [], feeds)
+    request = compiled.create_infer_request()
+    request.infer(dict(feeds))
     return lambda: request.infer()
 
 
-_ONNXRUNTIME: Final = Runtime("onnxruntime", _onnxruntime_version, _load_in_onnxruntime)
-_RUNTIMES: Final = {"openvino": Runtime("openvino", _openvino_version, _load_in_openvino)}
-"""Of the targets that run elsewhere than in ONNX Runtime."""
+_RUNTIMES: Final = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime("onnxruntime", _onnxruntime_version, _load_in_onnxruntime),
+        Runtime("openvino", _openvino_version, _load_in_openvino),
+    )
+}
 
 
-def runtime_of(target: str) -> Runtime:
-    """The runtime that a target's graphs are meant for, or else ONNX Runtime."""
-    return _RUNTIMES.get(target, _ONNXRUNTIME)
+def runtime_of(target: Target) -> Runtime:
+    """The first runtime at hand that is meant to run a target's graphs, else ONNX Runtime."""
+    return runtime_named(next(iter(target.runtimes), "onnxruntime"))
+
+
+def runtime_named(name: str) -> Runtime:
+    """The runtime that a latency table names.
+
+    Raises:
+        EnvironmentMissingError: None is called that.
+    """
+    if name not in _RUNTIMES:
+        raise EnvironmentMissingError(f"there is no runtime {name!r} to measure latency in")
+    return _RUNTIMES[name]
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,6 +217,10 @@ class Target:
             for kernels in self.kernels
         )
 
+    def range_of(self, op_type: str) -> tuple[float, float] | None:
+        """The least and the largest number that an operator writes, where they are fixed."""
+        return next(((r.low, r.high) for r in self.fixed_ranges if r.op == op_type), None)
+
     def has_kernel(self, op_type: str) -> bool:
         """Whether some precision besides float32 makes an operator better."""
         return self.kernels is None or any(op_type in k.ops for k in self.kernels)

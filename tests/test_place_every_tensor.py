@@ -13,10 +13,11 @@ from onnx_fliqs.calibrate import activation_scales
 from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.formats import IntFormat, fake_quantize, quantize
+from onnx_fliqs.lint import lint
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.precision import Precision, PrecisionMap, parse_space
 from onnx_fliqs.sites import Site
-from onnx_fliqs.targets import TARGETS
+from onnx_fliqs.targets import TARGETS, FixedRange
 from pass_models import LAYERED
 from support import (
     Calibrated,
@@ -339,9 +340,14 @@ def test_a_clip_in_the_same_kernel_bounds_the_format() -> None:
     # Runtimes drop a Clip that cuts off nothing that the format could hold.
     values = f32(np.append(np.linspace(0, 1.4, 99), [1.5] * 9))
     space = replace(known.space, sites=(site,))
+    found = activation_scales(space, {"r": values})
     for fmt in space.site_formats(site):
-        scale = activation_scales(space, {"r": values})[site.name, fmt.name]
-        assert scale.item() * fmt.max <= 1.5 * (1 + 1e-6)
+        (scale,) = space.scales_taken({site.name: fmt}, found).values()
+        assert scale.item() * fmt.max <= 1.5
+        (wide,) = space.scales_taken(
+            {site.name: fmt}, {(site.name, fmt.name): f32([9])}
+        ).values()
+        assert 1.49 < wide.item() * fmt.max <= 1.5
 
 
 def test_a_clip_that_begins_below_zero_is_an_operator_of_its_own() -> None:
@@ -447,3 +453,54 @@ def test_a_search_ends_in_a_graph_of_fixed_shapes() -> None:
     assert [list(v.shape or ()) for v in result.model.graph.outputs] == [[1, 5, 4]]
     assert any("qnn runs fixed shapes only" in text for text in result.warnings)
     assert_one_type(result.model)
+
+
+def test_a_fixed_range_holds_for_rearrangements_and_conversions_too() -> None:
+    plain = model(
+        """g (float[N,8] x) => (float[N,2,2] y, float[N,4] z) {
+            p = Abs (x)
+            [m1] a = MatMul (p, w1)
+            [tanh] t = Tanh (a)
+            [moved] r = Reshape (t, sizes)
+            [m2] y = MatMul (r, w2)
+            [m3] z = MatMul (t, w3) }""",
+        weights={"w1": (8, 8), "w2": (4, 2), "w3": (8, 4)},
+        constants={"sizes": [0, 2, 4]},
+    )
+    # Nothing negative reaches Tanh: a range taken from the data would end at zero.
+    plain.graph.initializers["w1"].const_value = ir.tensor(
+        np.abs(initializer(plain, "w1")), name="w1"
+    )
+    known = calibrated(plain, "qnn", parse_space("int8,int8:int16"))
+    int8, wide = parse_space("int8,int8:int16")
+    for chosen in ({"m1": int8, "m2": wide, "m3": int8}, {"m1": wide, "m2": int8, "m3": wide}):
+        taken = known.space.formats_taken(chosen)
+        scales = known.space.scales_taken(taken, known.scales)
+        sites = [s for s in known.space.sites if s.tensor in ("t", "r") and not s.is_weight]
+        assert len(sites) >= 3
+        for site in sites:
+            fmt = taken[site.name]
+            assert isinstance(fmt, IntFormat)
+            half = 1 << (fmt.bits - 1)
+            assert (scales[site.name].item(), fmt.zero_point) == (1 / half, half)
+
+
+def test_a_fixed_range_holds_where_only_some_tensors_are_quantized() -> None:
+    profile = replace(
+        TARGETS["ort-cpu"], fixed_ranges=(FixedRange(op="Sigmoid", low=0.0, high=1.0),)
+    )
+    plain = model(
+        """g (float[N,2,4,4] x) => (float[N,2,4,4] y) {
+            [c1] a = Conv (x, w)
+            [s] b = Sigmoid (a)
+            [t] r = Transpose <perm = [0, 1, 3, 2]> (b)
+            [c2] y = Conv (r, w) }""",
+        weights={"w": (2, 2, 1, 1)},
+    )
+    known = calibrated(plain, profile)
+    graph = known.emitted(known.eight_bits())
+    assert lint(graph, profile) == ()
+    for tensor in ("b", "r"):
+        (node,) = [n for n in graph.graph if n.name == f"{tensor}@all.QuantizeLinear"]
+        scale, zero_point = (initializer(graph, str(v.name)) for v in node.inputs[1:])  # type: ignore[union-attr]
+        assert (scale.item(), zero_point.item()) == (1 / 256, 0)
