@@ -211,7 +211,11 @@ def fit_to_activations(
         if site.bias_of is None:
             continue
         activation, weight = (space.site[name] for name in site.bias_of)
-        precisions = [p for p in space.precisions if isinstance(site.asked(p), IntFormat)]
+        # The bias of a normalization follows the operators in front of it.
+        choices = space.choices_of[site.layers[0]] if site.layers else space.precisions
+        precisions = [p for p in choices if isinstance(site.asked(p), IntFormat)]
+        if not precisions:
+            continue
         taken = {activation.effective(p.activations).name for p in precisions}
         step = min(float(scales[activation.name, name][0]) for name in taken)
         bias = np.abs(np.asarray(weights[site.tensor], np.float64))

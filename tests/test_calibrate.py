@@ -30,7 +30,7 @@ from onnx_fliqs.formats import (
 )
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.runtime import OptimizationLevel
-from onnx_fliqs.targets import TARGETS, Bias
+from onnx_fliqs.targets import TARGETS, Bias, Kernels
 from onnx_fliqs.verify import verify_graph
 from pass_models import LAYERED
 from support import (
@@ -376,3 +376,22 @@ def test_a_large_bias_beside_next_to_nothing_stays_right(target: str, trouble: s
     exact = run(case.canonical, feeds[0])[0]
     difference = np.abs(searched[0]["y"] - exact).max()
     assert difference < 0.05 * np.abs(exact).max()
+
+
+def test_room_for_a_bias_is_made_in_the_precisions_of_its_own_layer() -> None:
+    target = replace(
+        TARGETS["generic"],
+        kernels=(
+            Kernels(ops=("Conv",), precisions=("int8",)),
+            Kernels(ops=("MatMul",), precisions=("int6",)),
+        ),
+    )
+    plain = model(
+        """g (float[N,2,4,4] x) => (float[N,2,4,3] y) {
+            [c] a = Conv (x, w1, b1)
+            [m] y = MatMul (a, w2) }""",
+        weights={"w1": (2, 2, 1, 1), "b1": (2,), "w2": (4, 3)},
+    )
+    case = calibrated(plain, target)
+    assert ("w1@c", "int8") in case.scales
+    assert ("x@c:0", "int6") not in case.scales
