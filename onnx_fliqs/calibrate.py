@@ -134,12 +134,10 @@ def _fast_fake_quantize(x: Array, scale: Array, fmt: Format) -> Array:
     """The site's own float32 arithmetic (see GridCode), which costs a few passes."""
     code = grid_code(fmt)
     t = np.clip(x / scale, np.float32(code.lo), np.float32(code.hi))
-    magic = np.float32(code.magic)
-    fixed = (t + magic) - magic
-    if code.splitter != 1.0:
-        p = t * np.float32(code.splitter)
-        fixed = np.where(np.abs(t) < np.float32(code.threshold), fixed, p - (p - t))
-    result: Array = fixed * scale
+    size, anchor = np.abs(t), np.float32(code.least)
+    if code.factor:
+        anchor = np.maximum(size * np.float32(code.factor), anchor)
+    result: Array = np.copysign(anchor - (anchor - size), t) * scale
     return result
 
 

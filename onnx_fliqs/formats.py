@@ -1,7 +1,7 @@
 """The number formats, as data, and the NumPy reference quantizer.
 
 A format is a grid of representable numbers. Every integer and every minifloat is the same
-function of five numbers, its :class:`GridCode`, so a graph that reads the code as an input
+function of four numbers, its :class:`GridCode`, so a graph that reads the code as an input
 quantizes to any format without being rebuilt.
 
 Names: ``int4``, ``uint8``, ``e4m3`` (sign, 4 exponent bits, 3 mantissa bits), and the formats
@@ -217,39 +217,34 @@ def unsigned_variant(fmt: Format, negative: float = 0.0) -> Format:
 class GridCode(NamedTuple):
     """What a format feeds into a searchable site (one row of the site-code matrix).
 
-    With t = clip(x / scale, lo, hi) the site computes, in float32,
-    ``fixed = (t + magic) - magic`` (round to a multiple of the smallest step, nearest even)
-    and ``relative = p - (p - t)``, p = t * splitter (round to the mantissa, Veltkamp 1968),
-    and takes ``fixed`` where |t| < threshold, else ``relative``; times scale. The result
-    equals :func:`quantize`, but for the sign of zero, which ``fixed`` loses.
+    With t = clip(x / scale, lo, hi) and ``anchor = max(|t| * factor, least)`` the site
+    computes ``anchor - (anchor - |t|)``, with the sign of t, times scale, in float32.
+    Subtracting from a number of which the last bit is worth a step rounds to that step, to
+    nearest even. For floats, factor is 2^(23 - mantissa): the last bit of ``|t| * factor`` is
+    worth what the last of |t| is in the format. ``least`` is 1.5 * 2^23 smallest steps: for
+    subnormals, and for all integers. The result equals :func:`quantize`, but for the sign of
+    zero, which is lost.
     """
 
     lo: float
     hi: float
-    splitter: float
-    magic: float
-    threshold: float
+    factor: float
+    least: float
 
 
 def grid_code(fmt: Format) -> GridCode:
-    """The five numbers with which a site rounds to ``fmt``.
+    """The four numbers with which a site rounds to ``fmt``.
 
-    ``float32`` is the identity: nothing is clipped, ``magic`` is 0 and ``fixed`` always taken.
+    ``float32`` is the identity: nothing is clipped, and nothing is added.
     """
     if isinstance(fmt, IntFormat):
-        return GridCode(fmt.min, fmt.max, 1.0, 1.5 * (1 << 23) * fmt.step, _FLOAT32_MAX)
+        return GridCode(fmt.min, fmt.max, 0.0, 1.5 * (1 << 23) * fmt.step)
     if fmt.mantissa == 23:
-        return GridCode(-_FLOAT32_MAX, _FLOAT32_MAX, 1.0, 0.0, _FLOAT32_MAX)
-    splitter = float((1 << (23 - fmt.mantissa)) + 1)
-    # t * splitter must stay finite; this only lowers the ends of bf16, to 5e33.
-    end = min(fmt.max, _FLOAT32_MAX / splitter)
-    return GridCode(
-        -end,
-        end,
-        splitter,
-        1.5 * (1 << 23) * fmt.smallest,
-        math.ldexp(1.0, fmt.min_exponent),
-    )
+        return GridCode(-_FLOAT32_MAX, _FLOAT32_MAX, 0.0, 0.0)
+    factor = float(1 << (23 - fmt.mantissa))
+    # |t| * factor must stay finite; this only lowers the ends of bf16, to 5e33.
+    end = min(fmt.max, _FLOAT32_MAX / (factor + 1))
+    return GridCode(-end, end, factor, 1.5 * (1 << 23) * fmt.smallest)
 
 
 def quantize(x: npt.ArrayLike, fmt: Format) -> Array:

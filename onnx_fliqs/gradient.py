@@ -15,7 +15,7 @@ from onnx_fliqs.passes.expose_optional_outputs import ExposeOptionalOutputsPass
 from onnx_fliqs.passes.lower_for_gradient import LowerForGradientPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 from onnx_fliqs.runtime import load_training, quiet_options
-from onnx_fliqs.site_functions import DOMAIN, GRADIENT_KEY, site_gradient
+from onnx_fliqs.site_functions import DOMAIN, GRADIENT_KEY, site_gradients
 
 __all__ = ["GRADIENT", "build_gradient", "promote_initializers"]
 
@@ -108,8 +108,8 @@ def _differentiable(model: ir.Model, loss: str, parameters: Sequence[str]) -> ir
         DefineGradientsPass(loss, parameters),
     ):
         pass_(copy)
-    function = site_gradient()
-    copy.functions[function.identifier()] = function
+    for function in site_gradients():
+        copy.functions[function.identifier()] = function
     return copy
 
 

@@ -142,7 +142,7 @@ def _note_ranks(model: ir.Model, seen: Mapping[str, npt.NDArray[Any]]) -> None:
 def make_batch(dataset: Dataset, indices: npt.NDArray[Any]) -> Batch:
     """Gather samples and labels."""
     labels = None if dataset.labels is None else dataset.labels[indices].astype(np.int64)
-    return Batch(dataset.batch(indices), labels, len(indices))
+    return Batch(dataset.batch(indices), labels, len(indices), dataset, indices)
 
 
 def calibration_batches(dataset: Dataset) -> list[Batch]:

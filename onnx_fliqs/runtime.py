@@ -217,6 +217,7 @@ def make_session(
     disabled: Sequence[str] = (),
     providers: Sequence[str] = ("CPUExecutionProvider",),
     frugal: bool = False,
+    fuse_quantized: bool = True,
 ) -> "InferenceSession":
     """Load a model for inference.
 
@@ -232,6 +233,9 @@ def make_session(
         frugal: Keep neither memory between runs nor a copy of the weights that is rearranged
             for the kernels, at some cost in time. An ``onnx_ir`` model of more than 2 GB is
             always run so.
+        fuse_quantized: Look for operators between DequantizeLinear and QuantizeLinear that can
+            compute with integers. Where scales are not constant there are none, and the search
+            for them would dequantize once for each reader.
 
     Raises:
         EnvironmentMissingError: There is no ONNX Runtime, or it lacks a provider.
@@ -251,6 +255,8 @@ def make_session(
         onnxruntime.GraphOptimizationLevel, _ORT_LEVELS[level]
     )
     options.intra_op_num_threads = threads
+    if not fuse_quantized:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     values: dict[str, OrtValue] = {}
     if frugal or (isinstance(model, ir.Model) and not fits_inline(model)):
         options.add_session_config_entry("session.disable_prepacking", "1")

@@ -59,6 +59,7 @@ from onnx_fliqs.judged import exposed
 from onnx_fliqs.latency_report import LatencyReport, report_latency
 from onnx_fliqs.objective import Metric, quality
 from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
+from onnx_fliqs.passes.specialise_sites import SpecialiseSitesPass
 from onnx_fliqs.prepare import make_batch, weights_of, with_weights
 from onnx_fliqs.projection import project
 from onnx_fliqs.reinforce import Reinforce
@@ -198,6 +199,8 @@ class _Run:
         self._parts = _part_sizes(setup.train, config)
         searchable = setup.prepared.canonical.clone()
         InsertSearchSitesPass(space)(searchable)
+        positive = {site.name for site in space.sites if site.negative == 0}
+        SpecialiseSitesPass(space.byte_sites, positive)(searchable)
         outputs = setup.objective.outputs
         self._step = TrainStep(
             searchable,
@@ -206,7 +209,7 @@ class _Run:
                 exposed(setup.prepared.canonical, outputs), outputs
             ),
             teacher=setup.prepared.canonical,
-            shares=[size / sum(self._parts) for size in self._parts],
+            parts=self._parts,
             workers=config.threads,
         )
         self._held_out = _batches(setup.held_out, _EVALUATION_BATCH)

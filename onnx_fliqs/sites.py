@@ -18,6 +18,7 @@ import numpy.typing as npt
 from onnx_fliqs.formats import (
     FORMATS,
     Format,
+    GridCode,
     IntFormat,
     grid_code,
     is_passthrough,
@@ -249,7 +250,7 @@ class SiteValues:
     """What an assignment feeds into a searchable graph."""
 
     codes: npt.NDArray[np.float32]
-    """Shape [sites, 5]: the grid code of each site's format."""
+    """Shape [sites, 4]: the grid code of each site's format."""
     scales: npt.NDArray[np.float32]
     """Shape [sum of channels]: the scales of all sites, one after another."""
 
@@ -350,6 +351,18 @@ class SearchSpace:
         """Whether a site has to round to a mantissa: any float format but float32."""
         return any(precision.needs_mantissa for precision in self.precisions)
 
+    @property
+    def byte_sites(self) -> frozenset[str]:
+        """Names of the activations that are integers of at most 8 bits, on one scale."""
+        return frozenset(
+            site.name
+            for site in self.sites
+            if not site.is_weight
+            and site.scale_shape(FORMATS["float32"]) == ()
+            and site.group_axis is None
+            and all(map(_fits_a_byte, self._formats_asked(site)))
+        )
+
     def uniform(self, precision: Precision) -> dict[str, Precision]:
         """The same precision for every layer."""
         return {layer.name: precision for layer in self.layers}
@@ -396,7 +409,9 @@ class SearchSpace:
         taken = self.formats_taken(chosen)
         steps = self.scales_taken(taken, scales)
         return SiteValues(
-            np.array([grid_code(fmt) for fmt in taken.values()], np.float32).reshape(-1, 5),
+            np.array([grid_code(fmt) for fmt in taken.values()], np.float32).reshape(
+                -1, len(GridCode._fields)
+            ),
             np.concatenate(
                 [site.spread(steps[site.name], taken[site.name]) for site in self.sites]
             ),
@@ -406,13 +421,17 @@ class SearchSpace:
         """Every format that needs scales of its own at this site."""
         if site.bias_of is not None:
             return ()
+        return tuple(fmt for fmt in self._formats_asked(site) if not is_passthrough(fmt))
+
+    def _formats_asked(self, site: Site) -> tuple[Format, ...]:
+        """Every format that this site may take."""
         asked = dict.fromkeys(
             site.asked(precision)
             for precision in self.precisions
             # What an operator between layers makes may follow from any of them.
             if site.operands or any(precision in self.choices_of[name] for name in site.layers)
         )
-        return tuple(site.effective(fmt) for fmt in asked if not is_passthrough(fmt))
+        return tuple(map(site.effective, asked))
 
 
 def _bias(activations: Format) -> Format:
@@ -422,3 +441,7 @@ def _bias(activations: Format) -> Format:
 
 def _bits(fmt: Format) -> int:
     return fmt.bits
+
+
+def _fits_a_byte(fmt: Format) -> bool:
+    return isinstance(fmt, IntFormat) and fmt.bits <= 8

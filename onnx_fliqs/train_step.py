@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from onnx_fliqs.data import Dataset
 from onnx_fliqs.gradient import GRADIENT, build_gradient, promote_initializers
 from onnx_fliqs.judged import exposed
+from onnx_fliqs.kernels import for_fast_kernels
 from onnx_fliqs.objective import Objective
 from onnx_fliqs.optimizer import BETA1, BETA2, build_optimizer
 from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
@@ -29,6 +31,7 @@ from onnx_fliqs.runtime import (
     run_session,
 )
 from onnx_fliqs.sites import SiteValues
+from onnx_fliqs.teacher import Teacher
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
@@ -46,6 +49,10 @@ class Batch:
     """By input name, first axis the samples (constants apart)."""
     labels: Array | None
     size: int
+    source: Dataset | None = None
+    """The data set that they were gathered from, if any."""
+    rows: Array | None = None
+    """Their indices in the data set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +101,7 @@ class TrainStep:
         objective: Objective,
         parameters: Sequence[str],
         teacher: ir.Model,
-        shares: Sequence[float],
+        parts: Sequence[int],
         workers: int,
     ) -> None:
         """Build the sessions.
@@ -104,13 +111,14 @@ class TrainStep:
             objective: The loss.
             parameters: Initializers to train; may be empty.
             teacher: The float model.
-            shares: Share of each part of a training batch.
+            parts: Samples of each part of a training batch.
             workers: Parts and evaluations that run side by side.
         """
         self.objective = objective
         self._parameters = tuple(parameters)
         self._pool = ThreadPoolExecutor(workers)
-        self._teacher = make_session(exposed(teacher, objective.outputs), threads=1)
+        self._float = make_session(exposed(teacher, objective.outputs), threads=1)
+        self._teacher = Teacher(self._float, objective.teacher_outputs)
         self._frugal = frugal = not is_plain(searchable)
         self._searchable = searchable.clone()
         self._initial = _tensors(self._searchable, parameters)
@@ -119,17 +127,26 @@ class TrainStep:
             self._searchable, [*self._parameters, *self._frozen, CODES, SCALES]
         )
         model = self._with_loss()
-        self._forward = make_session(model, threads=1, frugal=frugal)
+        self._forward = make_session(
+            for_fast_kernels(model.clone(), max(parts)),
+            threads=1,
+            frugal=frugal,
+            fuse_quantized=False,
+        )
         self._taps: InferenceSession | None = None
         self._gradient: InferenceSession | None = None
         self._optimizer: InferenceSession | None = None
         if self._parameters:
             gradient = build_gradient(model, LOSS, self._parameters)
             self._gradient = make_session(
-                gradient, threads=1, disabled=["GatherSliceToSplitFusion"], frugal=frugal
+                for_fast_kernels(ir.from_proto(gradient), max(parts)),
+                threads=1,
+                disabled=["GatherSliceToSplitFusion"],
+                frugal=frugal,
+                fuse_quantized=False,
             )
             shapes = {name: t.shape.numpy() for name, t in self._initial.items()}
-            optimizer = build_optimizer(shapes, shares)
+            optimizer = build_optimizer(shapes, [part / sum(parts) for part in parts])
             self._optimizer = make_session(
                 optimizer, level=OptimizationLevel.BASIC, threads=workers, frugal=frugal
             )
@@ -178,7 +195,7 @@ class TrainStep:
 
         Args:
             state: Before the step.
-            parts: The batch, cut as ``shares`` says.
+            parts: The batch, cut as ``parts`` of the constructor says.
             values: The formats in force.
             lr: Relative learning rate: a weight changes by about this share of its tensor's
                 root mean square.
@@ -285,7 +302,7 @@ class TrainStep:
     def teacher_outputs(self, batches: Sequence[Batch]) -> dict[str, Array]:
         """The float model's judged outputs over some batches."""
         names = self.objective.outputs
-        rows = self._pool.map(lambda b: run_session(self._teacher, names, b.inputs), batches)
+        rows = self._pool.map(lambda b: run_session(self._float, names, b.inputs), batches)
         return _join(names, list(rows))
 
     def observe(
@@ -310,10 +327,7 @@ class TrainStep:
         return found
 
     def _teach(self, batch: Batch) -> dict[str, Array]:
-        names = self.objective.teacher_outputs
-        if not names:
-            return {}
-        return dict(zip(names, run_session(self._teacher, names, batch.inputs), strict=True))
+        return self._teacher.outputs(batch.inputs, batch.source, batch.rows)
 
     def _run(
         self,

@@ -22,6 +22,7 @@ __all__ = [
     "take_over_output",
     "used_names",
     "weight_bytes",
+    "with_bodies",
 ]
 
 
@@ -174,3 +175,14 @@ def weight_bytes(model: ir.Model) -> int:
         for value in graph.initializers.values()
         if value.const_value is not None
     )
+
+
+def with_bodies(node: ir.Node) -> Iterator[ir.Node]:
+    """The node, and every node of its bodies, which may read outer values."""
+    yield node
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH:
+            yield from attribute.as_graph().all_nodes()
+        elif attribute.type is ir.AttributeType.GRAPHS:
+            for graph in attribute.as_graphs():
+                yield from graph.all_nodes()

@@ -15,7 +15,13 @@ import onnx_ir as ir
 from onnx_fliqs.passes._gradient_rule import input_of
 from onnx_fliqs.passes._graph import constant_of
 from onnx_fliqs.passes._ops import known_shape
-from onnx_fliqs.site_functions import ANY_SITE, DOMAIN, INTEGER_SITE
+from onnx_fliqs.site_functions import (
+    ANY_SITE,
+    BYTE_SITE,
+    DOMAIN,
+    INTEGER_SITE,
+    POSITIVE_SITE,
+)
 
 __all__ = ["NATIVE", "native_inputs"]
 
@@ -35,8 +41,7 @@ NATIVE: Final[Mapping[tuple[str, str], tuple[int, ...] | None]] = {
     ("", "Where"): (1, 2),
     ("com.microsoft", "GRUTraining"): (0, 1, 2, 3, 5),
     ("com.microsoft", "LSTMTraining"): (0, 1, 2, 3, 5, 6),
-    (DOMAIN, ANY_SITE): (0,),
-    (DOMAIN, INTEGER_SITE): (0,),
+    **{(DOMAIN, site): (0,) for site in (ANY_SITE, POSITIVE_SITE, INTEGER_SITE, BYTE_SITE)},
 }
 """(domain, operator) → the inputs that have a gradient; None: all."""
 

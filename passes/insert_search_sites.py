@@ -1,7 +1,7 @@
 """Puts a searchable quantize/dequantize site in front of every operand that is searched."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.formats import FORMATS, GridCode, grid_code
+from onnx_fliqs.passes._graph import with_bodies
 from onnx_fliqs.site_functions import (
     ANY_CODES,
     ANY_SITE,
@@ -22,7 +23,7 @@ from onnx_fliqs.sites import SearchSpace, Site
 __all__ = ["CODES", "SCALES", "SITE_KEY", "InsertSearchSitesPass", "unquantized"]
 
 CODES: Final = "onnx_fliqs.codes"
-"""Initializer of shape [5 * sites]: the grid codes, site after site."""
+"""Initializer of shape [4 * sites]: the grid codes, site after site."""
 SCALES: Final = "onnx_fliqs.scales"
 """Initializer of shape [sum of channels]: the scales, site after site."""
 SITE_KEY: Final = "onnx_fliqs.site"
@@ -72,7 +73,7 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
         if CODES in graph.initializers:
             return ir.passes.PassResult(model, modified=False)
         order = {node: index for index, node in enumerate(graph)}
-        by_name = {str(node.name): (node, top) for top in graph for node in _with_nested(top)}
+        by_name = {str(node.name): (node, top) for top in graph for node in with_bodies(top)}
         values = ir.convenience.create_value_mapping(graph)
         identity = np.array(grid_code(FORMATS["float32"]), np.float32)
         codes = _initializer(graph, CODES, np.tile(identity, len(self._sites)))
@@ -148,7 +149,7 @@ class InsertSearchSitesPass(ir.passes.InPlacePass):
             operands[0] = nodes[-1].outputs[0]
         fields = ANY_CODES if self._function == ANY_SITE else INTEGER_CODES
         for field in fields:
-            position = 5 * index + GridCode._fields.index(field)
+            position = len(GridCode._fields) * index + GridCode._fields.index(field)
             at = _initializer(
                 graph, f"{site.name}.{field}.index", np.array(position, np.int64)
             )
@@ -221,14 +222,3 @@ def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Valu
     value = ir.val(name, const_value=ir.tensor(array, name=name))
     graph.register_initializer(value)
     return value
-
-
-def _with_nested(node: ir.Node) -> Iterator[ir.Node]:
-    """The node and every node of its subgraphs."""
-    yield node
-    for attribute in node.attributes.values():
-        if attribute.type is ir.AttributeType.GRAPH:
-            yield from attribute.as_graph().all_nodes()
-        elif attribute.type is ir.AttributeType.GRAPHS:
-            for graph in attribute.as_graphs():
-                yield from graph.all_nodes()

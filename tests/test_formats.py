@@ -92,12 +92,10 @@ def codes(fmt: Format) -> list[float]:
 
 def site(x: Array, fmt: Format) -> Array:
     """The formula of GridCode, in float32, as a site computes it."""
-    low, high, splitter, magic, threshold = map(np.float32, grid_code(fmt))
+    low, high, factor, least = map(np.float32, grid_code(fmt))
     t = np.clip(x, low, high)
-    fixed = (t + magic) - magic
-    p = t * splitter
-    relative = p - (p - t)
-    return np.asarray(np.where(np.abs(t) < threshold, fixed, relative))
+    anchor = np.maximum(np.abs(t) * factor, least)
+    return np.asarray(np.copysign(anchor - (anchor - np.abs(t)), t))
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -282,8 +280,8 @@ def test_the_site_formula_computes_quantize_for_any_float(fmt: Format) -> None:
 
 @by_name(FLOATS)
 def test_the_site_formula_rounds_every_significand_to_even(fmt: FloatFormat) -> None:
-    # Veltkamp's splitting is only known to round to nearest; that its ties go to even is
-    # a matter of these splitters, so try all of one binade.
+    # Near the ends of a binade, a number and its anchor add up to one of the next or the last
+    # binade, where the last bit is worth something else: so try all of one binade.
     binade = np.arange(1 << 23, dtype=np.uint32) | np.uint32(0x3F800000)
     x = binade.view(np.float32)
     np.testing.assert_array_equal(site(x, fmt), quantize(x, fmt))

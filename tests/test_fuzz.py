@@ -170,7 +170,7 @@ def check_training(network: Network, seed: int) -> None:
         objective=objective,
         parameters=parameters,
         teacher=canonical,
-        shares=[1.0],
+        parts=[4],
         workers=1,
     )
     size = max(len(array) for array in feeds.values() if array.ndim)

@@ -52,7 +52,8 @@ def test_the_pass_keeps_its_contract(case: str, target: str) -> None:
 @CASES
 def test_the_pass_keeps_its_contract_with_sites_that_round_to_a_mantissa(case: str) -> None:
     canonical, space = found(case, "generic", "e4m3,float32")
-    check_pass(InsertSearchSitesPass(space), canonical)
+    # NumPy, too, adds up the products of a column in an order of its own.
+    check_pass(InsertSearchSitesPass(space), canonical, rtol=1e-6 if case == "matmuls" else 0)
 
 
 @ON_TARGETS
@@ -132,7 +133,7 @@ def test_codes_and_scales_stand_flat_in_two_initializers() -> None:
     }
     # Two activations, two weights and their biases, per channel.
     channels = {site.name: site.channels for site in space.sites}
-    assert shapes == {CODES: (5 * len(channels),), SCALES: (sum(channels.values()),)}
+    assert shapes == {CODES: (4 * len(channels),), SCALES: (sum(channels.values()),)}
     assert sorted(channels.values()) in ([1, 1, 2, 4], [1, 1, 2, 2, 4, 4])
 
 

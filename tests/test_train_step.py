@@ -65,7 +65,7 @@ class Task:
             objective=self.objective,
             parameters=found,
             teacher=canonical,
-            shares=[size / sum(sizes) for size in sizes],
+            parts=sizes,
             workers=2,
         )
         try:

@@ -1,0 +1,338 @@
+"""Convolutions in blocked channels, forwards and backwards, as nodes of ONNX Runtime's.
+
+In blocked channels ("NCHWc"), an image [N, C, H, W] lies in memory as [N, C/b, H, W, b] with b
+the channels that one vector register holds, and a kernel [O, C, KH, KW] as
+[O/b, C/b, KH, KW, b channels in, b channels out]. ONNX Runtime has fast kernels for it, which
+it uses by itself only where weights are constants and nothing is differentiated. Shapes are
+still declared as [N, C, H, W].
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import onnx_ir as ir
+
+from onnx_fliqs.passes._ops import Ops, known_shape
+
+__all__ = [
+    "DOMAIN",
+    "Convolution",
+    "blocked_bias_gradient",
+    "blocked_convolution",
+    "blocked_input_gradient",
+    "blocked_weight_gradient",
+    "from_blocked",
+    "to_blocked",
+]
+
+DOMAIN: Final = "com.microsoft.nchwc"
+_SPATIAL: Final = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convolution:
+    """The sizes of a convolution of images."""
+
+    channels: int
+    filters: int
+    groups: int
+    size: tuple[int, int]
+    """Of the image that it reads."""
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    pads: tuple[int, int, int, int]
+    """Begins, then ends."""
+
+    @classmethod
+    def of(cls, node: ir.Node, image: ir.Value, weight: ir.Value) -> "Convolution | None":
+        """Read a Conv or ConvGrad; None if its sizes are unknown or it is not of images."""
+        shape, kernel = known_shape(image), known_shape(weight)
+        if shape is None or kernel is None or len(shape) != _SPATIAL + 2:
+            return None
+        sizes = [size for size in (*shape[1:], *kernel) if isinstance(size, int)]
+        if len(sizes) != len(shape) - 1 + len(kernel):
+            return None
+        if node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+            return None
+        channels, height, width, filters, _, rows, columns = sizes
+        ones = [1] * _SPATIAL
+        strides = node.attributes.get_ints("strides", ones)
+        dilations = node.attributes.get_ints("dilations", ones)
+        top, left, bottom, right = node.attributes.get_ints("pads", [0] * 2 * _SPATIAL)
+        return cls(
+            channels=channels,
+            filters=filters,
+            groups=node.attributes.get_int("group", 1),
+            size=(height, width),
+            kernel=(rows, columns),
+            strides=(strides[0], strides[1]),
+            dilations=(dilations[0], dilations[1]),
+            pads=(top, left, bottom, right),
+        )
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each channel has a kernel of its own."""
+        return 1 < self.groups == self.channels == self.filters
+
+    @property
+    def area(self) -> int:
+        """Places of a kernel."""
+        return math.prod(self.kernel)
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Of the image that it makes."""
+        height, width = (
+            (size + begin + end - dilation * (length - 1) - 1) // stride + 1
+            for size, length, stride, dilation, begin, end in zip(
+                self.size,
+                self.kernel,
+                self.strides,
+                self.dilations,
+                self.pads[:_SPATIAL],
+                self.pads[_SPATIAL:],
+                strict=True,
+            )
+        )
+        return height, width
+
+    def reads_plain(self, block: int) -> bool:
+        """Whether the kernels take an image of so few channels as it is."""
+        return self.channels < block
+
+    def fits(self, block: int) -> bool:
+        """Whether there is a kernel for it."""
+        if self.filters % block or not (self.is_depthwise or self.groups == 1):
+            return False
+        return self.channels % block == 0 or (self.reads_plain(block) and self.groups == 1)
+
+    def input_gradient_fits(self) -> bool:
+        """Whether :func:`blocked_input_gradient` applies."""
+        return self.strides == (1, 1) and min(self._mirrored_pads) >= 0
+
+    def weight_gradient_fits(self, batch: int) -> bool:
+        """Whether :func:`blocked_weight_gradient` applies and pays.
+
+        A kernel that is large beside the images costs more to rearrange than is gained, and
+        that of one place is a matrix product already.
+        """
+        if self.groups > 1 or self.dilations != (1, 1) or self.area == 1:
+            return False
+        return self.channels * self.area <= 2 * batch * math.prod(self.output_size)
+
+    @property
+    def _mirrored_pads(self) -> tuple[int, int, int, int]:
+        """Those of the convolution that computes the gradient of the input."""
+        reaches = [d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True)]
+        top, left, bottom, right = (
+            reach - pad for reach, pad in zip((*reaches, *reaches), self.pads, strict=True)
+        )
+        return top, left, bottom, right
+
+
+def to_blocked(ops: Ops, image: ir.Value) -> ir.Value:
+    """Rearrange an image."""
+    return ops.node("ReorderInput", [image], domain=DOMAIN)[0]
+
+
+def from_blocked(ops: Ops, image: ir.Value, channels: int) -> ir.Value:
+    """Rearrange an image back."""
+    return ops.node("ReorderOutput", [image], {"channels": channels}, domain=DOMAIN)[0]
+
+
+def blocked_convolution(
+    ops: Ops,
+    image: ir.Value,
+    weight: ir.Value,
+    bias: ir.Value | None,
+    conv: Convolution,
+    b: int,
+) -> ir.Value:
+    """The convolution itself.
+
+    Args:
+        ops: Where the nodes go.
+        image: In blocked channels, unless the convolution ``reads_plain``.
+        weight: As ONNX has it.
+        bias: [O], if any.
+        conv: The sizes.
+        b: The block.
+    """
+    kernel = _kernel(ops, weight, conv, b)
+    return _convolve(
+        ops,
+        image,
+        kernel,
+        bias,
+        conv.kernel,
+        conv.strides,
+        conv.dilations,
+        conv.pads,
+        conv.groups,
+    )
+
+
+def blocked_input_gradient(
+    ops: Ops, gradient: ir.Value, weight: ir.Value, conv: Convolution, b: int
+) -> ir.Value:
+    """The gradient of the image: the convolution of the output's with the mirrored kernel.
+
+    Args:
+        ops: Where the nodes go.
+        gradient: Of the output, in blocked channels.
+        weight: As ONNX has it.
+        conv: The sizes; strides of 1.
+        b: The block.
+    """
+    kernel = _mirrored_kernel(ops, weight, conv, b)
+    ones = (1, 1)
+    return _convolve(
+        ops,
+        gradient,
+        kernel,
+        None,
+        conv.kernel,
+        ones,
+        conv.dilations,
+        conv._mirrored_pads,
+        conv.groups,
+    )
+
+
+def blocked_weight_gradient(
+    ops: Ops, image: ir.Value, gradient: ir.Value, conv: Convolution, b: int
+) -> ir.Value:
+    """The gradient of the kernel, as one convolution whose kernel is the output's gradient.
+
+    The images of the batch are stacked to one of N * Hp rows, and the channels of a block lie
+    side by side in a row, so that the places and channels of the result are the places at
+    which a kernel of the size of all outputs is applied: dilated by the stride along the rows,
+    and by stride * b along the columns. Rows of zeros between the outputs of two images keep
+    them apart.
+
+    Args:
+        ops: Where the nodes go.
+        image: As the convolution read it.
+        gradient: Of the output, in blocked channels.
+        conv: The sizes; dilations of 1, one group.
+        b: The block.
+
+    Returns:
+        [O, C, KH, KW], as ONNX has it.
+    """
+    (rows, columns), (down, across) = conv.kernel, conv.strides
+    height, width = conv.output_size
+    gap = -(-rows // down) - 1
+    padded = (down * (height + gap), (width - 1) * across + columns)
+    c = conv.channels if conv.reads_plain(b) else b
+    blocks, filters = conv.channels // c, conv.filters // b
+    if conv.reads_plain(b):
+        image = ops.Reshape(image, [0, c, math.prod(conv.size)])
+        image = ops.Transpose(image, perm=[0, 2, 1])
+    image = ops.Reshape(image, [-1, blocks, *conv.size, c])
+    top, left = conv.pads[:_SPATIAL]
+    bottom, right = (
+        whole - size - begin
+        for whole, size, begin in zip(padded, conv.size, (top, left), strict=True)
+    )
+    image = ops.Pad(image, [0, 0, top, left, 0, 0, 0, bottom, right, 0])
+    image = ops.Reshape(_swapped(ops, image, blocks, 5), [blocks, 1, -1, padded[1] * c])
+    kernel = ops.Reshape(gradient, [-1, filters, height, width, b])
+    kernel = ops.Pad(kernel, [0, 0, 0, 0, 0, 0, 0, gap, 0, 0])
+    kernel = ops.Reshape(_swapped(ops, kernel, filters, 5), [conv.filters, 1, -1, width])
+    products = ops.node(
+        "Conv",
+        [image, kernel],
+        {
+            "auto_pad": "NOTSET",
+            "pads": [0, 0, down * gap, 0],
+            "strides": [1, 1],
+            "dilations": [down, across * c],
+            "group": 1,
+        },
+        domain=DOMAIN,
+    )[0]
+    taken = down * (gap + 1)
+    # [C/c, O/b, KH, KW, c, b] to [O/b, b, C/c, c, KH, KW], by transpositions of matrices.
+    products = ops.Reshape(products, [blocks * filters, taken * columns * c, b])
+    products = ops.Transpose(products, perm=[0, 2, 1])
+    products = ops.Reshape(products, [blocks * conv.filters, taken * columns, c])
+    products = ops.Transpose(products, perm=[0, 2, 1])
+    products = ops.Reshape(products, [blocks, conv.filters, c * taken * columns])
+    products = ops.Reshape(
+        _swapped(ops, products, blocks, 3), [conv.filters, conv.channels, taken, columns]
+    )
+    return products if taken == rows else ops.Slice(products, [0], [rows], [_SPATIAL])
+
+
+def blocked_bias_gradient(ops: Ops, gradient: ir.Value, conv: Convolution, b: int) -> ir.Value:
+    """The gradient of the bias, [O].
+
+    Args:
+        ops: Where the nodes go.
+        gradient: Of the output, in blocked channels.
+        conv: The sizes.
+        b: The block.
+    """
+    places = math.prod(conv.output_size)
+    rows = ops.Reshape(gradient, [-1, places, b])
+    sums = ops.ReduceSum(rows, [1], keepdims=0)
+    return ops.ReduceSum(ops.Reshape(sums, [-1, conv.filters]), [0], keepdims=0)
+
+
+def _kernel(ops: Ops, weight: ir.Value, conv: Convolution, b: int) -> ir.Value:
+    """[O, C, KH, KW] to [O/b, C/b, KH, KW, b, b], or [O/b, C, KH, KW, b] for few channels."""
+    filters, channels = conv.filters // b, conv.channels // conv.groups
+    # Transpositions of two axes take a tenth of the time of a general one.
+    rows = ops.Reshape(weight, [filters, b, channels * conv.area])
+    rows = ops.Transpose(rows, perm=[0, 2, 1])
+    if channels % b == 0 and conv.area > 1:
+        rows = ops.Reshape(rows, [conv.filters * channels // b**2, b, conv.area, b])
+        rows = ops.Transpose(rows, perm=[0, 2, 1, 3])
+    return ops.Reshape(rows, [conv.filters, channels, *conv.kernel])
+
+
+def _mirrored_kernel(ops: Ops, weight: ir.Value, conv: Convolution, b: int) -> ir.Value:
+    """[O, C, KH, KW] to [C/b, O/b, KH, KW, b, b], the places in opposite order."""
+    filters, channels = conv.filters // b, conv.channels // b
+    rows = ops.Reshape(weight, [-1, b, conv.area])
+    rows = ops.Transpose(rows, perm=[0, 2, 1])
+    if conv.groups == 1:
+        rows = ops.Reshape(rows, [filters, b, channels, conv.area, b])
+        rows = ops.Transpose(rows, perm=[2, 0, 3, 1, 4])
+        rows = ops.Reshape(rows, [channels * filters, conv.area, b * b])
+    if conv.area > 1:
+        rows = ops.Gather(rows, list(reversed(range(conv.area))), axis=1)
+    shape = [conv.channels, conv.filters // conv.groups, *conv.kernel]
+    return ops.Reshape(rows, shape)
+
+
+def _swapped(ops: Ops, value: ir.Value, count: int, rank: int) -> ir.Value:
+    """Its first two axes exchanged; nothing is to be done where one has a ``count`` of 1."""
+    return value if count == 1 else ops.Transpose(value, perm=[1, 0, *range(2, rank)])
+
+
+def _convolve(
+    ops: Ops,
+    image: ir.Value,
+    kernel: ir.Value,
+    bias: ir.Value | None,
+    size: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    pads: Sequence[int],
+    groups: int,
+) -> ir.Value:
+    attributes = {
+        "auto_pad": "NOTSET",
+        "kernel_shape": list(size),
+        "strides": list(strides),
+        "dilations": list(dilations),
+        "pads": list(pads),
+        "group": groups,
+    }
+    return ops.node("Conv", [image, kernel, bias], attributes, domain=DOMAIN)[0]
