@@ -110,9 +110,19 @@ class Convolution:
             return False
         return self.channels % block == 0 or (self.reads_plain(block) and self.groups == 1)
 
-    def input_gradient_fits(self) -> bool:
-        """Whether :func:`blocked_input_gradient` applies."""
-        return self.strides == (1, 1) and min(self._mirrored_pads) >= 0
+    def input_gradient_fits(self, block: int) -> bool:
+        """Whether :func:`blocked_input_gradient` applies.
+
+        With strides, zeros between the places of the output's gradient are multiplied as well:
+        that pays for a kernel of one place, where they come after it, and for depthwise ones.
+        """
+        if self.reads_plain(block):
+            return False
+        if self.strides == (1, 1):
+            return min(self.mirrored_pads) >= 0
+        if self.area == 1:
+            return not any(self.pads) and self.spread_size == self.size
+        return self.is_depthwise and min(self.mirrored_pads) >= 0
 
     def weight_gradient_fits(self, batch: int) -> bool:
         """Whether :func:`blocked_weight_gradient` applies and pays.
@@ -125,13 +135,21 @@ class Convolution:
         return self.channels * self.area <= 2 * batch * math.prod(self.output_size)
 
     @property
-    def _mirrored_pads(self) -> tuple[int, int, int, int]:
-        """Those of the convolution that computes the gradient of the input."""
-        reaches = [d * (k - 1) for d, k in zip(self.dilations, self.kernel, strict=True)]
-        top, left, bottom, right = (
-            reach - pad for reach, pad in zip((*reaches, *reaches), self.pads, strict=True)
-        )
-        return top, left, bottom, right
+    def spread_size(self) -> tuple[int, int]:
+        """Of the output with as many zeros behind each place as strides pass over."""
+        height, width = self.output_size
+        return height * self.strides[0], width * self.strides[1]
+
+    @property
+    def mirrored_pads(self) -> tuple[int, int, int, int]:
+        """Those of the convolution of the spread output's gradient that gives the input's."""
+        begins, ends = [], []
+        for axis in range(_SPATIAL):
+            reach = self.dilations[axis] * (self.kernel[axis] - 1)
+            begins.append(reach - self.pads[axis])
+            # Whatever the padding at the end was, the result has the size of the input.
+            ends.append(self.size[axis] + self.pads[axis] - self.spread_size[axis])
+        return begins[0], begins[1], ends[0], ends[1]
 
 
 def to_blocked(ops: Ops, image: ir.Value) -> ir.Value:
@@ -185,22 +203,25 @@ def blocked_input_gradient(
         ops: Where the nodes go.
         gradient: Of the output, in blocked channels.
         weight: As ONNX has it.
-        conv: The sizes; strides of 1.
+        conv: The sizes.
         b: The block.
     """
     kernel = _mirrored_kernel(ops, weight, conv, b)
-    ones = (1, 1)
-    return _convolve(
+    after = conv.area == 1
+    if not after:
+        gradient = _spread(ops, gradient, conv, b)
+    result = _convolve(
         ops,
         gradient,
         kernel,
         None,
         conv.kernel,
-        ones,
+        (1, 1),
         conv.dilations,
-        conv._mirrored_pads,
+        (0, 0, 0, 0) if after else conv.mirrored_pads,
         conv.groups,
     )
+    return _spread(ops, result, conv, b) if after else result
 
 
 def blocked_weight_gradient(
@@ -309,6 +330,18 @@ def _mirrored_kernel(ops: Ops, weight: ir.Value, conv: Convolution, b: int) -> i
         rows = ops.Gather(rows, list(reversed(range(conv.area))), axis=1)
     shape = [conv.channels, conv.filters // conv.groups, *conv.kernel]
     return ops.Reshape(rows, shape)
+
+
+def _spread(ops: Ops, image: ir.Value, conv: Convolution, b: int) -> ir.Value:
+    """An image of the output's size with zeros where the strides pass over."""
+    if conv.strides == (1, 1):
+        return image
+    height, width = conv.output_size
+    channels = conv.channels if conv.area == 1 else conv.filters
+    down, across = (stride - 1 for stride in conv.strides)
+    places = ops.Reshape(image, [-1, height, 1, width, 1, b])
+    places = ops.Pad(places, [0] * 8 + [down, 0, across, 0])
+    return ops.Reshape(places, [-1, channels, *conv.spread_size])
 
 
 def _swapped(ops: Ops, value: ir.Value, count: int, rank: int) -> ir.Value:

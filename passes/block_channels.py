@@ -176,7 +176,7 @@ class _Work:
         d_image, d_weight, d_bias = (*node.outputs, None, None)[:3]
         results: dict[ir.Value, ir.Value] = {}
         if d_image is not None and d_image.name:
-            if not conv.input_gradient_fits():
+            if not conv.input_gradient_fits(self._block):
                 return False
             shape = known_shape(image)
             assert shape is not None
