@@ -39,8 +39,8 @@ import numpy as np
 from architectures import ARCHITECTURES
 from common import provenance
 from peak_memory import peak_bytes
-from speed_contenders import OURS, ORT, Contender, Task, contender, twin_files
-from speed_profile import profile_table
+from speed_contenders import ORT, OURS, Contender, Task, contender, twin_files
+from speed_profile import profile_tables
 
 _PAUSE = 0.02
 """Seconds before each timed step: threads of the last one stop looking for work."""
@@ -53,6 +53,10 @@ _TORCH = tuple(
 _TOLERANCE = 1e-3
 _FORWARD, _PLAIN, _ALIKE = ORT
 _FEW, _MANY = "search step, 2 formats (fp-s)", "search step, 14 formats (fp-l)"
+_HEADER = (
+    "| | ms | quartiles | x forward | x ORT float step | x the same in parts"
+    " | x best PyTorch | peak MB | x ORT float step |"
+)
 _LIMIT = 3.0
 """Of the float forward pass."""
 
@@ -118,6 +122,8 @@ class _Times:
     idle: tuple[float, float]
     """Work of the process that waits, in seconds for each second that it waited: PyTorch,
     and this one."""
+    others: float
+    """Work of all other processes, likewise."""
 
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])
@@ -146,6 +152,8 @@ def _measure(
     seconds: dict[str, list[float]] = {name: [] for name in (*mine, *theirs)}
     waited, worked = [1e-9, 1e-9], [0.0, 0.0]
     rng = np.random.default_rng(seed)
+    began, began_busy = time.perf_counter(), _busy_seconds()
+    began_ours = time.process_time() + (worker.cpu_seconds() if worker else 0.0)
     for number in range(-_WARM_UP, rounds):
         for index in rng.permutation(len(seconds)):
             name = list(seconds)[index]
@@ -164,7 +172,24 @@ def _measure(
             worked[waiting] += after[waiting] - before[waiting]
             if number >= 0:
                 seconds[name].append(taken)
-    return _Times(seconds, (worked[0] / waited[0], worked[1] / waited[1]))
+    ours_busy = time.process_time() + (worker.cpu_seconds() if worker else 0.0) - began_ours
+    others = max(0.0, _busy_seconds() - began_busy - ours_busy)
+    return _Times(
+        seconds,
+        (worked[0] / waited[0], worked[1] / waited[1]),
+        others / (time.perf_counter() - began),
+    )
+
+
+def _busy_seconds() -> float:
+    """Work of all cores since the machine started; 0 where the system does not tell."""
+    try:
+        with Path("/proc/stat").open(encoding="ascii") as file:
+            fields = [int(field) for field in file.readline().split()[1:]]
+    except OSError:
+        return 0.0
+    idle, waiting = fields[3:5]
+    return (sum(fields[:8]) - idle - waiting) / os.sysconf("SC_CLK_TCK")
 
 
 # --- memory ----------------------------------------------------------------------------------
@@ -251,8 +276,7 @@ def _table(task: Task, times: _Times, memory: dict[str, _Memory]) -> str:
     lines = [
         f"### {task.title}, {task.threads} threads, batch {task.batch}",
         "",
-        "| | ms | quartiles | × forward | × ORT float step | × the same in parts"
-        " | × best PyTorch | peak MB | × ORT float step |",
+        _HEADER,
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, seconds in times.seconds.items():
@@ -263,7 +287,7 @@ def _table(task: Task, times: _Times, memory: dict[str, _Memory]) -> str:
         ]
         marked = f"**{name}**" if name == best else name
         lines.append(
-            f"| {marked} | {middle:.1f} | {low:.1f}–{high:.1f} | {' | '.join(ratios)}"
+            f"| {marked} | {middle:.1f} | {low:.1f} to {high:.1f} | {' | '.join(ratios)}"
             f" | {_peak(name, memory)} |"
         )
     lines += ["", *_verdicts(times, memory, best)]
@@ -283,24 +307,28 @@ def _peak(name: str, memory: dict[str, _Memory]) -> str:
 def _verdicts(times: _Times, memory: dict[str, _Memory], best: str | None) -> list[str]:
     """What the search step has to reach, and what it does."""
     limit = 1e3 * _LIMIT * times.median(_FORWARD)
-    lines = [f"* 3 × forward: {limit:.1f} ms; the step takes {_said(times, _MANY, _FORWARD)}"]
+    lines = [f"* 3 x forward: {limit:.1f} ms; the step takes {_said(times, _MANY, _FORWARD)}"]
     if best is not None:
-        lines.append(f"* at most 1.0 × {best}: {_said(times, _MANY, best)}")
+        lines.append(f"* at most 1.0 x {best}: {_said(times, _MANY, best)}")
     lines += [
-        f"* at most 1.15 × ONNX Runtime's float step in parts: {_said(times, _MANY, _ALIKE)}",
-        f"* 14 formats at most 1.02 × 2 formats: {_said(times, _MANY, _FEW)}",
+        f"* at most 1.15 x ONNX Runtime's float step in parts: {_said(times, _MANY, _ALIKE)}",
+        f"* 14 formats at most 1.02 x 2 formats: {_said(times, _MANY, _FEW)}",
     ]
     if _MANY in memory:
         peak = memory[_MANY].peak / memory[_PLAIN].peak
-        lines.append(f"* memory at most 1.25 × ONNX Runtime's float step: {peak:.2f} ×")
+        lines.append(f"* memory at most 1.25 x ONNX Runtime's float step: {peak:.2f} x")
     work = ", ".join(f"{100 * share:.1f} %" for share in times.idle)
     lines.append(f"* work of the process that waits (PyTorch, ONNX Runtime): {work} of a core")
+    lines.append(
+        f"* work of all other processes: {times.others:.2f} cores (a machine that is not idle"
+        " slows PyTorch down more than ONNX Runtime)"
+    )
     return lines
 
 
 def _said(times: _Times, name: str, other: str) -> str:
     low, middle, high = times.ratio(name, other)
-    return f"{middle:.3f} × ({low:.3f}–{high:.3f})"
+    return f"{middle:.3f} x ({low:.3f} to {high:.3f})"
 
 
 def _run(task: Task, options: argparse.Namespace) -> dict[str, Any]:
@@ -375,7 +403,8 @@ def main() -> None:
         twin_files(tasks[0], options.write_twin)
     elif options.profile:
         for task in tasks:
-            print(profile_table(task, _MANY, options.rounds), end="\n\n", flush=True)
+            for name in (_MANY, _ALIKE):
+                print(profile_tables(task, name, options.rounds), end="\n\n", flush=True)
         print(json.dumps({"benchmark": "speed", "profile": True, **provenance()}))
     else:
         if options.torch_python is None:

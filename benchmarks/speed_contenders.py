@@ -3,7 +3,6 @@
 import contextlib
 import json
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -158,9 +157,9 @@ def contender(task: Task, name: str) -> Iterator[Contender]:
 class _PlainStep:
     """What ONNX Runtime's gradient builder makes of the float model, and Adam.
 
-    Alone it sees cross-entropy, and one session that uses all threads. In parts it is run as
-    the search is: the same loss, with the float model as its teacher, and a single-threaded run
-    for each part of the batch.
+    Alone it sees cross-entropy, and one session that uses all threads. In parts it is run
+    as the search is: the same loss, with the float model as its teacher, and a
+    single-threaded run for each part of the batch.
     """
 
     def __init__(self, task: Task, *, in_parts: bool) -> None:
