@@ -94,7 +94,7 @@ def profile_tables(task: Task, name: str, rounds: int) -> str:
     lines = [
         f"### {name}: {task.title}, {task.threads} threads, batch {task.batch}",
         "",
-        f"A step takes {unprofiled:.1f} ms; the limit, 3 float forward passes, is {limit:.1f} ms.",
+        f"A step takes {unprofiled:.0f} ms; the limit, 3 forward passes: {limit:.0f} ms.",
         "The work of runs side by side is divided by the number of threads.",
     ]
     found.sort(key=lambda entry: -entry[1].total())
