@@ -205,6 +205,8 @@ class _Memory:
 
     imported: int
     """After its imports."""
+    made: int
+    """Before its first step: with its set-up."""
     peak: int
 
 
@@ -216,6 +218,7 @@ def _memory(task: Task, names: Sequence[str], python: Path | None) -> dict[str, 
             str(Path(__file__).resolve()),
             f"--models={task.name}",
             f"--threads={task.threads}",
+            f"--seed={task.seed}",
             f"--memory-of={name}",
         ]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -230,9 +233,10 @@ def _memory(task: Task, names: Sequence[str], python: Path | None) -> dict[str, 
             with _worker(python, Path(folder), task.threads) as worker:
                 assert worker is not None
                 worker.ask("make", name)
+                made = worker.ask("peak")["peak"]
                 for _ in range(_WARM_UP):
                     worker.ask("step", name)
-                found[f"PyTorch, {name}"] = _Memory(**worker.ask("peak"))
+                found[f"PyTorch, {name}"] = _Memory(made=made, **worker.ask("peak"))
     return found
 
 
@@ -240,9 +244,10 @@ def _print_memory(task: Task, name: str) -> None:
     """What the process for one contender does."""
     imported = peak_bytes()
     with contender(task, name) as one:
+        made = peak_bytes()
         for _ in range(_WARM_UP):
             one.step()
-    print(json.dumps({"imported": imported, "peak": peak_bytes()}))
+    print(json.dumps({"imported": imported, "made": made, "peak": peak_bytes()}))
 
 
 # --- the same numbers ------------------------------------------------------------------------
@@ -362,6 +367,7 @@ def _run(task: Task, options: argparse.Namespace) -> dict[str, Any]:
         },
         "peak_mb": {name: round(m.peak / 1e6, 1) for name, m in memory.items()},
         "imported_mb": {name: round(m.imported / 1e6, 1) for name, m in memory.items()},
+        "set_up_mb": {name: round(m.made / 1e6, 1) for name, m in memory.items()},
         "gradient_differences": {name: float(f"{d:.1e}") for name, d in differences.items()},
     }
 
