@@ -27,9 +27,8 @@ from onnx_fliqs.objective import LossKind, LossTerm
 from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.passes.expose_optional_outputs import ExposeOptionalOutputsPass
-from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
-from onnx_fliqs.prepare import make_batch
+from onnx_fliqs.prepare import make_batch, with_sites
 from onnx_fliqs.runtime import (
     load_onnxruntime,
     load_training,
@@ -315,15 +314,13 @@ class _SearchStep:
     def __init__(self, task: Task, space: str) -> None:
         self._task = task
         self._setup = setup = _set_up(task, space)
-        searchable = setup.prepared.canonical.clone()
-        InsertSearchSitesPass(setup.prepared.space)(searchable)
         self._parts = task.parts(task.samples())
         self._step = TrainStep(
-            searchable,
+            with_sites(setup.prepared),
             objective=setup.objective,
             parameters=trainable_parameters(setup.prepared.canonical, setup.objective.outputs),
             teacher=setup.prepared.canonical,
-            shares=[part.size / task.batch for part in self._parts],
+            parts=[part.size for part in self._parts],
             workers=task.threads,
         )
         held_out = np.arange(setup.config.held_out_batch)

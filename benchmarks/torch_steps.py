@@ -39,18 +39,17 @@ class _SearchedSite(torch.autograd.Function):
     """``SearchQDQ``: rounds to a step and to a mantissa, and takes one of the two."""
 
     @staticmethod
-    def forward(ctx, x, scale, lo, hi, splitter, magic, threshold):  # type: ignore[no-untyped-def]
-        t, clipped = _clip(ctx, x, scale, lo, hi)
-        p = torch.mul(clipped, splitter)
-        relative = p - torch.sub(p, clipped, out=t)
-        small = clipped.abs() < threshold
-        fixed = clipped.add_(magic).sub_(magic)
-        return torch.where(small, fixed, relative).mul_(scale)
+    def forward(ctx, x, scale, lo, hi, factor, least):  # type: ignore[no-untyped-def]
+        _, clipped = _clip(ctx, x, scale, lo, hi)
+        size = clipped.abs()
+        anchor = torch.mul(size, factor).clamp_(min=least)
+        rounded = torch.sub(anchor, size, out=size).sub_(anchor).neg_()
+        return torch.copysign(rounded, clipped).mul_(scale)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         (inside,) = ctx.saved_tensors
-        return gradient * inside, *[None] * 6
+        return gradient * inside, *[None] * 5
 
 
 class _IntegerSite(torch.autograd.Function):
@@ -79,7 +78,7 @@ def _clip(
 
 
 def _searched(x: torch.Tensor, site: "_Site") -> torch.Tensor:
-    code = (site.lo, site.hi, site.splitter, site.magic, site.threshold)
+    code = (site.lo, site.hi, site.factor, site.least)
     result: torch.Tensor = _SearchedSite.apply(x, site.scale, *code)  # type: ignore[no-untyped-call]
     return result
 
@@ -112,9 +111,8 @@ class _Site:
     """In a shape that broadcasts."""
     lo: float
     hi: float
-    splitter: float
-    magic: float
-    threshold: float
+    factor: float
+    least: float
 
     @property
     def name(self) -> str:

@@ -23,7 +23,9 @@ from onnx_fliqs.index_ranges import index_ranges
 from onnx_fliqs.layer_operators import macs
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.passes.equalize_layers import EqualizeLayersPass
+from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
 from onnx_fliqs.passes.separate_biases import SeparateBiasesPass
+from onnx_fliqs.passes.specialise_sites import SpecialiseSitesPass
 from onnx_fliqs.precision import Precision
 from onnx_fliqs.signs import mark_unsigned
 from onnx_fliqs.sites import SearchSpace
@@ -38,6 +40,7 @@ __all__ = [
     "prepare",
     "synthetic_data",
     "weights_of",
+    "with_sites",
     "with_weights",
 ]
 
@@ -137,6 +140,15 @@ def _note_ranks(model: ir.Model, seen: Mapping[str, npt.NDArray[Any]]) -> None:
         value.shape = ir.Shape([None] * array.ndim)
     if unknown:
         common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+
+
+def with_sites(prepared: Prepared) -> ir.Model:
+    """The canonical model with a site at every operand that is searched, for training."""
+    model, space = prepared.canonical.clone(), prepared.space
+    positive = {site.name for site in space.sites if site.negative == 0}
+    InsertSearchSitesPass(space)(model)
+    SpecialiseSitesPass(space.byte_sites, positive)(model)
+    return model
 
 
 def make_batch(dataset: Dataset, indices: npt.NDArray[Any]) -> Batch:

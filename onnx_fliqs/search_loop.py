@@ -58,9 +58,7 @@ from onnx_fliqs.evaluation import run_dataset, without_filling
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.latency_report import LatencyReport, report_latency
 from onnx_fliqs.objective import Metric, quality
-from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
-from onnx_fliqs.passes.specialise_sites import SpecialiseSitesPass
-from onnx_fliqs.prepare import make_batch, weights_of, with_weights
+from onnx_fliqs.prepare import make_batch, weights_of, with_sites, with_weights
 from onnx_fliqs.projection import project
 from onnx_fliqs.reinforce import Reinforce
 from onnx_fliqs.report import SearchResult, layer_reports
@@ -84,6 +82,8 @@ __all__ = ["Phase", "Progress", "search"]
 logger = logging.getLogger(__name__)
 
 _EVALUATION_BATCH: Final = 64
+_LARGEST_PART: Final = 32
+"""Samples of a training batch that go through the network together."""
 _VERIFIED_BATCHES: Final = 2
 _DAMAGE_BATCHES: Final = 4
 """Held-out batches on which the baselines measure single changes of format."""
@@ -197,13 +197,9 @@ class _Run:
         self._controller = _controller(setup, self._costs)
         self._uniform = uniform([len(row) for row in self._costs])
         self._parts = _part_sizes(setup.train, config)
-        searchable = setup.prepared.canonical.clone()
-        InsertSearchSitesPass(space)(searchable)
-        positive = {site.name for site in space.sites if site.negative == 0}
-        SpecialiseSitesPass(space.byte_sites, positive)(searchable)
         outputs = setup.objective.outputs
         self._step = TrainStep(
-            searchable,
+            with_sites(setup.prepared),
             objective=setup.objective,
             parameters=trainable_parameters(
                 exposed(setup.prepared.canonical, outputs), outputs
@@ -524,12 +520,16 @@ def _controller(setup: Setup, costs: CostTable) -> Controller[Any]:
 
 
 def _part_sizes(data: Dataset, config: SearchConfig) -> list[int]:
-    """How a training batch is cut: one part per worker, or as the model's batch size says."""
+    """How a training batch is cut: the same for every worker, or as the model's batch size says.
+
+    Small parts need less memory at once, and more of it stays in the caches.
+    """
     fixed = data.fixed_batch
     if fixed is not None:
         return [fixed] * max(1, round(config.batch_size / fixed))
     batch = min(config.batch_size, len(data))
-    count = min(config.threads, batch)
+    rounds = -(-batch // (_LARGEST_PART * config.threads))
+    count = min(config.threads * rounds, batch)
     return [len(part) for part in np.array_split(np.arange(batch), count)]
 
 
