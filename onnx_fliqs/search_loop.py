@@ -520,7 +520,7 @@ def _controller(setup: Setup, costs: CostTable) -> Controller[Any]:
 
 
 def _part_sizes(data: Dataset, config: SearchConfig) -> list[int]:
-    """How a training batch is cut: the same for every worker, or as the model's batch size says.
+    """How a training batch is cut: alike for all workers, or as the model says.
 
     Small parts need less memory at once, and more of it stays in the caches.
     """
