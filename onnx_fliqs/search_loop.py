@@ -369,7 +369,9 @@ class _Run:
             preferences = self._controller.preferences(state.controller)
             return project(preferences, costs, self._controller.slack, borders)
         damage = measure_damage(
-            costs, lambda candidates: self._damage_losses(state, candidates)
+            costs,
+            self._space.as_precise,
+            lambda candidates: self._damage_losses(state, candidates),
         )
         choose = greedy_choices if strategy is Strategy.GREEDY else program_choices
         return choose(costs, damage, borders)

@@ -124,14 +124,18 @@ class Site:
     every_width: bool = False
     """For a bias: whether it is one of integers of any width, not only of 8 bits."""
 
-    def asked(self, precision: Precision) -> Format:
-        """What a layer of some precision asks of this tensor.
+    @property
+    def follows_weights(self) -> bool:
+        """Whether it is in the format that layers choose for weights, not for activations.
 
         The constants of operators between layers are in the format of the activations there.
         """
+        return self.is_weight and not self.operands
+
+    def asked(self, precision: Precision) -> Format:
+        """What a layer of some precision asks of this tensor."""
         if self.bias_of is None:
-            of_layer = self.is_weight and not self.operands
-            fmt = precision.weights if of_layer else precision.activations
+            fmt = precision.weights if self.follows_weights else precision.activations
             grouped = fmt.group is not None and self.group_axis is None
             return replace(fmt, group=None) if grouped else fmt
         formats = (precision.weights, precision.activations)
@@ -305,25 +309,44 @@ class SearchSpace:
         }
 
     @cached_property
+    def as_precise(self) -> tuple[npt.NDArray[np.bool_], ...]:
+        """For each decision, [choices, choices]: is the second at least as precise?"""
+        return tuple(
+            np.array([[b.as_precise_as(a) for b in choices] for a in choices], np.bool_)
+            for choices in self.choices
+        )
+
+    @cached_property
     def levels(self) -> tuple[tuple[int, ...], ...]:
         """For each precision, the choice of every decision that comes closest to it.
 
-        That is the precision itself where it is a choice, else the next one that is more
-        precise, else the most precise of all. Where there are no weights, the activations
-        alone count.
+        That is the precision itself where it is a choice, else the next one with no fewer
+        bits in either operand, else the most precise of all. Where there are no weights, the
+        activations alone count, and the weights where activations stay float.
         """
 
         def closest(
             names: Sequence[str], choices: Sequence[Precision], wanted: Precision
         ) -> int:
-            bare = not any(self.layer[name].weights for name in names)
+            layers = [self.layer[name] for name in names]
+            bare = not any(layer.weights for layer in layers)
+            weights_only = all(layer.weight_only is not None for layer in layers)
 
-            def order(precision: Precision) -> tuple[int, int, float, str]:
-                fmt = precision.activations
-                return Precision(fmt, fmt).order if bare else precision.order
+            def counted(precision: Precision) -> Precision:
+                weights, activations = precision.weights, precision.activations
+                return Precision(
+                    activations if bare else weights, weights if weights_only else activations
+                )
 
-            enough = (i for i, p in enumerate(choices) if order(p) >= order(wanted))
-            return next(enough, len(choices) - 1)
+            def enough(precision: Precision) -> bool:
+                mine, its = counted(precision), counted(wanted)
+                return (
+                    mine.order >= its.order
+                    and mine.weights.bits >= its.weights.bits
+                    and mine.activations.bits >= its.activations.bits
+                )
+
+            return next((i for i, p in enumerate(choices) if enough(p)), len(choices) - 1)
 
         return tuple(
             tuple(map(closest, self.decisions, self.choices, repeat(wanted)))

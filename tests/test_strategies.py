@@ -25,6 +25,8 @@ Rows = tuple[npt.NDArray[np.float64], ...]
 BITS = np.array([4.0, 6.0, 8.0])
 LEVELS = [(0, 0), (1, 1), (2, 2)]
 """Of two decisions, in those bits."""
+IN_A_LINE = np.triu(np.ones((3, 3), np.bool_))
+"""Each choice is more precise than the one before."""
 
 
 def costs(macs: Sequence[float], budget: float) -> Rows:
@@ -45,7 +47,9 @@ def test_single_changes_differ_in_one_decision() -> None:
 def test_damage_is_what_a_change_adds() -> None:
     table: dict[tuple[int, ...], float]
     table = {(2, 2): 1.0, (0, 2): 4.0, (1, 2): 1.5, (2, 0): 0.5, (2, 1): np.nan}
-    first, second = measure_damage(costs([1, 1], 8), lambda a: [table[x] for x in a])
+    first, second = measure_damage(
+        costs([1, 1], 8), [IN_A_LINE] * 2, lambda a: [table[x] for x in a]
+    )
     np.testing.assert_array_equal(first, [3.0, 0.5, 0.0])
     # A loss below that of the most precise is noise; one that is not a number is the worst.
     np.testing.assert_array_equal(second, [3.0, 3.0, 0.0])
