@@ -5,9 +5,10 @@ loss of an assignment is a level plus the sum of sensitivity * 4^-bits over both
 excess observed with log-normal noise. A layer has one format for both (``tied``) or one for
 each (``separate``), and a budget of uniform 5 bits. The critic is told distortions that are
 wrong by a log-normal factor, as calibration's are: one per operand, or, as ``critic, one
-sensitivity``, their sum. After as many updates as a search makes, each policy is projected onto
-the budget. ``gap`` is the excess loss over the best assignment, found by integer programming,
-in units of the uniform assignment's excess: 0 is perfect, 1 no better than uniform precision::
+sensitivity``, their sum. After as many updates as a search makes, each policy is projected
+onto the budget. ``gap`` is the excess loss over the best assignment, found by integer
+programming, in units of the uniform assignment's excess: 0 is perfect, 1 no better than
+uniform precision::
 
     python benchmarks/controllers.py --seeds 16
 """

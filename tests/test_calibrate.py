@@ -309,7 +309,7 @@ def test_a_large_weight_is_represented_by_some_of_each_channel(
     (whole,) = distortions(space, {}, weights, case.scales)
     monkeypatch.setattr("onnx_fliqs.calibrate._LARGE_WEIGHT", 4096)
     (part,) = distortions(space, {}, weights, case.scales)
-    assert part != whole
+    assert part[0, 0] != whole[0, 0]
     np.testing.assert_allclose(part, whole, rtol=0.1)  # an eighth of the numbers
 
 

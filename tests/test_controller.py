@@ -622,3 +622,63 @@ def test_what_the_critic_serves_is_close_to_the_best_that_the_budget_allows() ->
     gains = [served_gain(seed) for seed in range(8)]
     assert float(np.mean(gains)) > 0.9
     assert min(gains) > 0.8
+
+
+# --- operands ------------------------------------------------------------------------------
+
+PAIRS = tuple(itertools.product((4, 5, 6, 8), repeat=2))
+"""Bits of weights and of activations."""
+
+
+def test_each_operand_has_a_sensitivity_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    distortions = tuple(rng.uniform(0.0, 1.0, (size, 2)) for size in SIZES)
+    controller = Critic(random_costs(), distortions, ControllerConfig(shrinkage=1e-9))
+    planted, state = np.array([[0.3, 4.0], [2.0, 0.5], [1.0, 1.0]]), controller.initial()
+    for step in range(40):
+        draws = draws_of(uniform(SIZES), 8, seed=step)
+        losses = [
+            sum(float(s @ e[c]) for s, e, c in zip(planted, distortions, a, strict=True))
+            for a in draws
+        ]
+        state = controller.observe(state, draws, losses)
+    # Two choices tell only the sum over the operands; more tell them apart.
+    found = controller.sensitivities(state)
+    np.testing.assert_allclose(found[1:], planted[1:], rtol=1e-6)
+    preferences = controller.preferences(state)
+    for row, s, e in zip(preferences, planted, distortions, strict=True):
+        np.testing.assert_allclose(row - row[0], -(e - e[0]) @ s, atol=1e-6)
+
+
+def test_an_operand_that_is_not_there_is_no_obstacle() -> None:
+    distortions = tuple(np.stack([row, 0 * row], 1) for row in random_distortions(1))
+    controller = Critic(random_costs(1), distortions, ControllerConfig())
+    policy = controller.policy(after_some(controller), 0.5)
+    assert all(np.isfinite(row).all() for row in policy)
+    assert expected_cost(policy, random_costs(1)) <= 1 + 1e-9
+
+
+def served_among_pairs(seed: int, *, summed: bool) -> float:
+    """What is served among pairs: 0 for the best that the budget allows, 1 for uniform."""
+    rng = np.random.default_rng([seed, 11])
+    bits = np.array(PAIRS)
+    macs = rng.uniform(0.3, 1.0, 6)
+    sensitivities = rng.uniform(0.3, 3.0, 6)[:, None] * rng.lognormal(0, 0.7, (6, 2))
+    distortions = 4.0 ** (4.0 - bits)
+    utilities = tuple(-distortions @ s for s in sensitivities)
+    costs = tuple(m * bits.prod(axis=1) / (5**2 * float(macs.sum())) for m in macs)
+    told = distortions.sum(axis=1, keepdims=True) if summed else distortions
+    controller = Critic(costs, (told,) * 6, ControllerConfig())
+    state = learned(controller, utilities, seed, steps=200)
+    served = total(utilities, project(controller.preferences(state), costs))
+    best = total(utilities, project([row - row.max() for row in utilities], costs))
+    return (best - served) / (best - total(utilities, (PAIRS.index((5, 5)),) * 6))
+
+
+def test_the_critic_tells_the_operands_of_a_layer_apart() -> None:
+    apart, summed = (
+        float(np.mean([served_among_pairs(seed, summed=one) for seed in range(4)]))
+        for one in (False, True)
+    )
+    assert apart < 0.2
+    assert apart < summed / 2
