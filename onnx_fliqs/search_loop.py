@@ -361,7 +361,7 @@ class _Run:
         """The assignment that the strategy asks for."""
         strategy, costs, borders = self._setup.config.strategy, self._costs, self._borders
         if strategy is Strategy.UNIFORM:
-            return uniform_choices(costs, self._space.levels, borders)
+            return uniform_choices(costs, self._space.uniform_choices, borders)
         if strategy is Strategy.RANDOM:
             rng = np.random.default_rng(self._setup.config.seed)
             return random_choices(costs, rng, borders)

@@ -353,6 +353,21 @@ class SearchSpace:
             for wanted in self.precisions
         )
 
+    @cached_property
+    def uniform_choices(self) -> tuple[tuple[int, ...], ...]:
+        """The levels, the least precise first.
+
+        The operand with fewer bits decides, then the cost: rounding one operand finely does
+        not undo that the other is rounded coarsely.
+        """
+
+        def rank(level: tuple[Precision, tuple[int, ...]]) -> tuple[object, ...]:
+            precision, _ = level
+            return min(precision.weights.bits, precision.activations.bits), precision.order
+
+        levels = sorted(zip(self.precisions, self.levels, strict=True), key=rank)
+        return tuple(choices for _, choices in levels)
+
     def assign(self, choices: Sequence[int]) -> dict[str, Precision]:
         """The precision of every layer.
 

@@ -137,7 +137,7 @@ def uniform_choices(
 
     Args:
         costs: Cost of each choice as a share of the budget.
-        levels: The uniform assignments, the cheapest first.
+        levels: The uniform assignments, the least precise first.
         borders: What neighbours cost together.
 
     Raises:

@@ -472,6 +472,14 @@ def test_levels_of_layers_without_activations_are_those_of_their_weights() -> No
     assert levels == [["int4"], ["int4"], ["int8"]]
 
 
+def test_the_coarser_operand_tells_how_precise_a_uniform_assignment_is() -> None:
+    space = _choosing("int4 int5:int6 int8:int4 int4:int8 int6:int5 int8", "")
+    names = [_names(space.assign(choices))[0] for choices in space.uniform_choices]
+    assert names == ["int4", "int4:int8", "int8:int4", "int5:int6", "int6:int5", "int8"]
+    line = _choosing("int-l", "", "int5", "")
+    assert line.uniform_choices == line.levels
+
+
 def test_choices_are_compared_operand_by_operand() -> None:
     space = _choosing("int4 int4:int8 int8:int4 int8", "", "int4 int8:int4")
     first, second = space.as_precise
