@@ -16,8 +16,8 @@ equation 4), in closed form because loss and cost are sums. The falling temperat
 FLIQS's entropy schedule does: at the end the policy is deterministic. It never leaves the
 budget.
 
-Operands have sensitivities of their own also where a layer has one format for both: training
-makes up for the rounding of weights, not for that of activations.
+Operands have sensitivities of their own also where a layer has one format for both: their
+relative errors need not matter alike, and nothing is lost where they do.
 """
 
 import math
