@@ -6,11 +6,11 @@ flat arrays of :class:`SiteValues`.
 """
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import repeat
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -311,9 +311,11 @@ class SearchSpace:
     @cached_property
     def as_precise(self) -> tuple[npt.NDArray[np.bool_], ...]:
         """For each decision, [choices, choices]: is the second at least as precise?"""
+        index = {precision: i for i, precision in enumerate(self.precisions)}
+        table = np.array([[b.as_precise_as(a) for b in index] for a in index], np.bool_)
         return tuple(
-            np.array([[b.as_precise_as(a) for b in choices] for a in choices], np.bool_)
-            for choices in self.choices
+            table[np.ix_(rows, rows)]
+            for rows in ([index[p] for p in choices] for choices in self.choices)
         )
 
     @cached_property
@@ -325,33 +327,23 @@ class SearchSpace:
         activations alone count, and the weights where activations stay float.
         """
 
-        def closest(
-            names: Sequence[str], choices: Sequence[Precision], wanted: Precision
-        ) -> int:
+        def counted(
+            names: Sequence[str], precision: Precision
+        ) -> tuple[tuple[int, int, float, str], int, int]:
             layers = [self.layer[name] for name in names]
-            bare = not any(layer.weights for layer in layers)
-            weights_only = all(layer.weight_only is not None for layer in layers)
+            weights, activations = precision.weights, precision.activations
+            if not any(layer.weights for layer in layers):
+                weights = activations
+            elif all(layer.weight_only for layer in layers):
+                activations = weights
+            return Precision(weights, activations).order, weights.bits, activations.bits
 
-            def counted(precision: Precision) -> Precision:
-                weights, activations = precision.weights, precision.activations
-                return Precision(
-                    activations if bare else weights, weights if weights_only else activations
-                )
-
-            def enough(precision: Precision) -> bool:
-                mine, its = counted(precision), counted(wanted)
-                return (
-                    mine.order >= its.order
-                    and mine.weights.bits >= its.weights.bits
-                    and mine.activations.bits >= its.activations.bits
-                )
-
-            return next((i for i, p in enumerate(choices) if enough(p)), len(choices) - 1)
-
-        return tuple(
-            tuple(map(closest, self.decisions, self.choices, repeat(wanted)))
-            for wanted in self.precisions
-        )
+        rows = []
+        for names, choices in zip(self.decisions, self.choices, strict=True):
+            offered = [counted(names, precision) for precision in choices]
+            wanted = [counted(names, precision) for precision in self.precisions]
+            rows.append([_first_as_large(offered, each) for each in wanted])
+        return tuple(zip(*rows, strict=True))
 
     @cached_property
     def uniform_choices(self) -> tuple[tuple[int, ...], ...]:
@@ -444,11 +436,12 @@ class SearchSpace:
         """Every format that needs scales of its own at this site."""
         if site.bias_of is not None:
             return ()
+        taken = {precision for name in site.layers for precision in self.choices_of[name]}
         asked = dict.fromkeys(
             site.asked(precision)
             for precision in self.precisions
             # What an operator between layers makes may follow from any of them.
-            if site.operands or any(precision in self.choices_of[name] for name in site.layers)
+            if site.operands or precision in taken
         )
         return tuple(site.effective(fmt) for fmt in asked if not is_passthrough(fmt))
 
@@ -456,6 +449,12 @@ class SearchSpace:
 def _bias(activations: Format) -> Format:
     """What becomes of a bias beside integers of some format."""
     return _BIAS if activations.bits <= 8 else _WIDE_BIAS
+
+
+def _first_as_large(rows: Sequence[tuple[Any, ...]], wanted: tuple[Any, ...]) -> int:
+    """The first that is not below the wanted one in any place, else the last."""
+    enough = (i for i, row in enumerate(rows) if all(map(operator.ge, row, wanted)))
+    return next(enough, len(rows) - 1)
 
 
 def _bits(fmt: Format) -> int:
