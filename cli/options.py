@@ -19,6 +19,7 @@ __all__ = [
     "output",
     "remove_quantization",
     "seed",
+    "separate",
     "target",
 ]
 
@@ -68,6 +69,16 @@ def seed(function: _F) -> _F:
     """The option --seed."""
     return click.option(
         "--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random."
+    )(function)
+
+
+def separate(function: _F) -> _F:
+    """The flag --separate."""
+    return click.option(
+        "--separate",
+        is_flag=True,
+        help="Choose the formats of weights and of activations apart: every pair of the"
+        " space's formats that the target runs.",
     )(function)
 
 

@@ -27,6 +27,7 @@ __all__ = ["command"]
     help="int-s, int-l, fp-s, fp-l, or formats joined by commas (int4,int8,e4m3)."
     "  [default: the target's]",
 )
+@options.separate
 @options.target("generic")
 @options.remove_quantization
 @click.option("--bits", type=float, help="Budget: effective bits, sqrt(BOPs / MACs).")
@@ -84,6 +85,7 @@ def command(
     model: Path,
     data: Path | None,
     space: str | None,
+    separate: bool,
     target: str,
     remove_quantization: bool,
     bits: float | None,
@@ -121,6 +123,7 @@ def command(
     config = SearchConfig(
         target=target,
         space=space,
+        separate=separate,
         remove_quantization=remove_quantization,
         budget=_budget(bits, bops, size, latency),
         latency_table=None if latency_table is None else LatencyTable.read(latency_table),

@@ -27,6 +27,7 @@ from onnx_fliqs.evaluation import (
 )
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.judged import exposed, judged_values
+from onnx_fliqs.legality import check_pairs
 from onnx_fliqs.model import load_model
 from onnx_fliqs.objective import Objective, choose_objective, quality
 from onnx_fliqs.passes.canonicalise import canonicalise
@@ -69,7 +70,7 @@ class Inspection:
 
     target: Target
     precisions: tuple[str, ...]
-    """The target's default search space."""
+    """The target's default search space, with all its pairs where they are chosen apart."""
     layers: tuple[Layer, ...]
     choices: Mapping[str, tuple[str, ...]]
     """Layer name → names of the precisions that it can take, cheapest first."""
@@ -106,20 +107,26 @@ class Inspection:
 
 
 def inspect(
-    model: Path | ir.Model, *, target: str = "generic", remove_quantization: bool = False
+    model: Path | ir.Model,
+    *,
+    target: str = "generic",
+    separate: bool = False,
+    remove_quantization: bool = False,
 ) -> Inspection:
     """List the layers of a model, what they cost, and what cannot be quantized or trained.
 
     Args:
         model: A float ONNX model.
         target: Name of a target, or path of a profile.
+        separate: Choose the formats of weights and of activations apart.
         remove_quantization: Turn a quantized model back into a float model, not refuse it.
 
     Raises:
+        ConfigError: They are to be chosen apart, and the target lets no layer do so.
         ModelError: The model cannot be read, or nothing in it can be quantized.
     """
     profile = parse_target(target)
-    precisions = profile.space(None)
+    precisions = profile.space(None, separate=separate)
     source = _model(model)
     warnings = []
     try:
@@ -132,6 +139,8 @@ def inspect(
         prepared = Prepared(canonical, find_layers(canonical, profile, precisions))
         warnings.append(f"multiply-accumulates are not counted: {error}")
     space = prepared.space
+    if separate:
+        check_pairs(space, profile)
     outputs = [judged.name for judged in judged_values(prepared.canonical)]
     reasons = why_frozen(exposed(prepared.canonical, outputs), space.layers, outputs)
     return Inspection(

@@ -413,15 +413,17 @@ def distortions(
     """How much each precision distorts the operands of the layers of each decision.
 
     Returns:
-        For each decision, for each of its choices: the sum, over its layers and their sites,
-        of the squared error divided by the sum of squares.
+        For each decision, of shape [choices, 2]: the sum, over its layers and the sites that
+        follow the format of weights and of activations, of the squared error divided by the
+        sum of squares.
     """
-    table: dict[tuple[str, str], float] = {}
+    table: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
     for site in space.sites:
         if site.bias_of is not None:
             continue
         source = weights if site.is_weight else samples
         values = np.asarray(source[site.tensor], np.float32)
+        operand = np.array([site.follows_weights, not site.follows_weights], np.float64)
         known: dict[Format, float] = {}
         for name in site.layers:
             for precision in space.choices_of[name]:
@@ -429,9 +431,9 @@ def distortions(
                 if fmt not in known:
                     known[fmt] = _distortion(site, values, fmt, scales)
                 key = (name, precision.name)
-                table[key] = table.get(key, 0.0) + known[fmt]
+                table[key] = table.get(key, np.zeros(2)) + known[fmt] * operand
     return tuple(
-        np.array([sum(table.get((name, p.name), 0.0) for name in names) for p in choices])
+        np.sum([[table.get((n, p.name), np.zeros(2)) for p in choices] for n in names], axis=0)
         for names, choices in zip(space.decisions, space.choices, strict=True)
     )
 

@@ -24,6 +24,8 @@ class SearchConfig:
     """A name, or the path of a profile."""
     space: str | None = None
     """A named space or a comma list of formats; None: the target's own."""
+    separate: bool = False
+    """Choose the formats of weights and of activations apart: every pair that is legal."""
     budget: Budget | None = None
     """None: the target's default, as far as the space reaches."""
     latency_table: LatencyTable | None = None

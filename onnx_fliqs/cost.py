@@ -40,6 +40,8 @@ CostTable: TypeAlias = tuple[npt.NDArray[np.float64], ...]
 
 _INT8_BITS: Final = 8
 _SCALE_BITS: Final = 32
+_MOST_NAMES: Final = 16
+"""Precisions that a message lists; more are all pairs of some formats."""
 _ROUNDING: Final = 1e-10
 """Relative error of float arithmetic on budgets, with room to spare."""
 
@@ -196,4 +198,7 @@ def _rounded_up(value: float) -> str:
 
 
 def _names(precisions: Sequence[Precision]) -> str:
-    return ", ".join(precision.name for precision in precisions)
+    names = [precision.name for precision in precisions]
+    if len(names) > _MOST_NAMES:
+        return f"{names[0]} to {names[-1]} ({len(names)} precisions)"
+    return ", ".join(names)

@@ -360,7 +360,7 @@ class _Run:
         """The assignment that the strategy asks for."""
         strategy, costs, borders = self._setup.config.strategy, self._costs, self._borders
         if strategy is Strategy.UNIFORM:
-            return uniform_choices(costs, self._space.levels, borders)
+            return uniform_choices(costs, self._space.uniform_choices, borders)
         if strategy is Strategy.RANDOM:
             rng = np.random.default_rng(self._setup.config.seed)
             return random_choices(costs, rng, borders)
@@ -368,7 +368,9 @@ class _Run:
             preferences = self._controller.preferences(state.controller)
             return project(preferences, costs, self._controller.slack, borders)
         damage = measure_damage(
-            costs, lambda candidates: self._damage_losses(state, candidates)
+            costs,
+            self._space.as_precise,
+            lambda candidates: self._damage_losses(state, candidates),
         )
         choose = greedy_choices if strategy is Strategy.GREEDY else program_choices
         return choose(costs, damage, borders)

@@ -25,6 +25,7 @@ from onnx_fliqs.data import Dataset, check_labels, input_specs, load_npz, split
 from onnx_fliqs.evaluation import run_dataset, scored_output
 from onnx_fliqs.judged import exposed, judged_values
 from onnx_fliqs.latency_budget import latency_shares
+from onnx_fliqs.legality import check_pairs
 from onnx_fliqs.model import fingerprint, load_model
 from onnx_fliqs.objective import Objective, choose_objective
 from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data, weights_of
@@ -52,7 +53,7 @@ class Setup:
     prepared: Prepared
     scales: Scales
     distortions: tuple[npt.NDArray[np.float64], ...]
-    """Relative squared error of each decision's operands in each format."""
+    """For each decision, [choices, 2]: relative squared errors of weights and activations."""
     budget: Budget
     costs: CostTable
     """Of each choice of each decision, as a share of the budget."""
@@ -81,13 +82,15 @@ def set_up(
         InfeasibleError: The budget cannot be met.
     """
     target = parse_target(config.target)
-    precisions = target.space(config.space)
+    precisions = target.space(config.space, separate=config.separate)
     model = load_model(source) if isinstance(source, Path) else source
     warnings = []
     dataset = load_npz(data, input_specs(model)) if isinstance(data, Path) else data
     prepared = prepare(
         model, dataset, target, precisions, remove_quantization=config.remove_quantization
     )
+    if config.separate:
+        check_pairs(prepared.space, target)
     budget = config.budget or default_budget(prepared.space, target.default_bits)
     if config.latency_table is not None:
         config.latency_table.check(prepared.space, fingerprint(model), target.name)

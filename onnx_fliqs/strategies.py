@@ -10,6 +10,7 @@ import enum
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from onnx_fliqs.borders import Border, spent
 from onnx_fliqs.controller import Choices, Row
@@ -36,7 +37,7 @@ class Strategy(enum.Enum):
     ILP = "ilp"
     """The least sum of damages within the budget, by an integer program (HAWQ-V3)."""
     GREEDY = "greedy"
-    """One step down at a time, the least damage first (AIMET's automatic mixed precision)."""
+    """The least harmful saving first, one at a time (AIMET's automatic mixed precision)."""
     UNIFORM = "uniform"
     """The most precise format that every layer can have."""
     RANDOM = "random"
@@ -46,7 +47,8 @@ class Strategy(enum.Enum):
 def single_changes(costs: CostTable) -> list[Choices]:
     """The assignment of the most precise formats, then each that differs in one decision.
 
-    Choices are ordered by precision, so the last of each decision is its most precise.
+    Choices are ordered by the bits of a product, so the last of each decision is its most
+    precise.
     """
     best = tuple(len(row) - 1 for row in costs)
     changed = [
@@ -58,12 +60,16 @@ def single_changes(costs: CostTable) -> list[Choices]:
 
 
 def measure_damage(
-    costs: CostTable, losses: Callable[[Sequence[Choices]], Sequence[float]]
+    costs: CostTable,
+    as_precise: Sequence[npt.NDArray[np.bool_]],
+    losses: Callable[[Sequence[Choices]], Sequence[float]],
 ) -> tuple[Row, ...]:
     """What each choice of each decision adds to the loss when it stands alone.
 
     Args:
         costs: For the number of choices of each decision.
+        as_precise: For each decision, [choices, choices]: whether the second is at least as
+            precise as the first, in both operands.
         losses: Scores assignments on the same samples.
 
     Returns:
@@ -75,9 +81,9 @@ def measure_damage(
     found = np.where(np.isfinite(found), found, np.max(found[np.isfinite(found)], initial=0.0))
     added = iter(found[1:] - found[0])
     rows = []
-    for row in costs:
-        raw = np.array([*(next(added) for _ in row[:-1]), 0.0])
-        rows.append(np.maximum.accumulate(np.maximum(raw, 0.0)[::-1])[::-1])
+    for row, finer in zip(costs, as_precise, strict=True):
+        raw = np.maximum([*(next(added) for _ in row[:-1]), 0.0], 0.0)
+        rows.append(np.where(finer, raw, 0.0).max(axis=1))
     return tuple(rows)
 
 
@@ -95,23 +101,32 @@ def program_choices(
 def greedy_choices(
     costs: CostTable, damage: Sequence[Row], borders: Sequence[Border] = ()
 ) -> Choices:
-    """Lower the decision whose next step does the least damage until the budget is met.
+    """Take what saves something at the least damage, step by step, until the budget is met.
+
+    The step of a decision is the least harmful of its cheaper choices, of equals the one that
+    is nearest. Where choices are in a line, that is the next one down.
 
     Raises:
         InfeasibleError: The cheapest formats together cost more than the budget.
     """
     chosen = [len(row) - 1 for row in costs]
 
+    def step(i: int) -> int | None:
+        row, c = costs[i], chosen[i]
+        # With borders, a step may pay only together with a later one.
+        below = [a for a in range(len(row)) if (a < c if borders else row[a] < row[c])]
+        return min(below, key=lambda a: (damage[i][a], -a), default=None)
+
     while spent(costs, borders, chosen) > 1 + 1e-9:
         steps = [
-            (float(damage[i][c - 1]), -float(costs[i][c] - costs[i][c - 1]), i)
+            (float(damage[i][a]), -float(costs[i][c] - costs[i][a]), i, a)
             for i, c in enumerate(chosen)
-            # With borders, a step may pay only together with a later one.
-            if c > 0 and (borders or costs[i][c] > costs[i][c - 1])
+            if (a := step(i)) is not None
         ]
         if not steps:
             raise InfeasibleError("no assignment of formats meets the budget")
-        chosen[min(steps)[2]] -= 1
+        *_, decision, choice = min(steps)
+        chosen[decision] = choice
     return tuple(chosen)
 
 
@@ -122,7 +137,7 @@ def uniform_choices(
 
     Args:
         costs: Cost of each choice as a share of the budget.
-        levels: The uniform assignments, the cheapest first.
+        levels: The uniform assignments, the least precise first.
         borders: What neighbours cost together.
 
     Raises:
