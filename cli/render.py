@@ -121,6 +121,9 @@ def print_result(result: "SearchResult") -> None:
         f" {_quantity(cost.weight_bytes)} bytes",
         markup=False,
     )
+    if len(result.budgets) > 1:
+        used = ", ".join(f"{b.used:.4g} of --{b.kind} {b.value:g}" for b in result.budgets)
+        console.print(f"budgets  {used}", markup=False, soft_wrap=True)
     if result.latency is not None:
         _print_latency(console, result.latency)
     samples = "held-out samples" if result.steps else "the calibration samples"

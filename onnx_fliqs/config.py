@@ -24,8 +24,9 @@ class SearchConfig:
     """A name, or the path of a profile."""
     space: str | None = None
     """A named space or a comma list of formats; None: the target's own."""
-    budget: Budget | None = None
-    """None: the target's default, as far as the space reaches."""
+    budget: Budget | tuple[Budget, ...] | None = None
+    """One, or several of different kinds that are all to be met; None: the target's default,
+    as far as the space reaches."""
     latency_table: LatencyTable | None = None
     """What a budget of latency rests on; beside another budget, latency is only reported."""
     strategy: Strategy = Strategy.FLIQS
@@ -71,8 +72,10 @@ class SearchConfig:
             )
         if self.loss not in LOSSES:
             raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
-        bounded = self.budget is not None and self.budget.kind is BudgetKind.LATENCY
-        if bounded and self.latency_table is None:
+        kinds = [budget.kind for budget in self.budgets]
+        if len(set(kinds)) < len(kinds):
+            raise ConfigError(f"one budget of a kind: got {' '.join(map(str, self.budgets))}")
+        if BudgetKind.LATENCY in kinds and self.latency_table is None:
             raise ConfigError(
                 "--latency needs --latency-table, which `onnx-fliqs profile` writes"
             )
@@ -88,6 +91,13 @@ class SearchConfig:
             raise ConfigError(f"validation must be between 0 and 1, got {self.validation:g}")
         if not 0 <= self.delay <= self.freeze <= 1:
             raise ConfigError("delay and freeze must satisfy 0 <= delay <= freeze <= 1")
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """Those that are given."""
+        if isinstance(self.budget, Budget):
+            return (self.budget,)
+        return self.budget or ()
 
     @property
     def threads(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
+from onnx_fliqs.budget_shares import BudgetReport
 from onnx_fliqs.containers import container_of
 from onnx_fliqs.cost import Cost, cost_of, layer_bops
 from onnx_fliqs.latency_report import LatencyReport
@@ -77,6 +78,8 @@ class SearchResult:
     """Mean entropy of the policy in nats when the assignment was fixed; None without one."""
     strategy: Strategy | None
     """How the assignment was chosen; None after an emission without a search."""
+    budgets: tuple[BudgetReport, ...] = ()
+    """What was used of each; none after an emission without a search."""
     latency: LatencyReport | None = None
     """None without a latency table."""
     warnings: tuple[str, ...]
@@ -93,6 +96,7 @@ class SearchResult:
             "layers": [asdict(layer) for layer in self.layers],
             "skipped": [asdict(item) for item in self.skipped],
             "cost": asdict(self.cost),
+            "budgets": [asdict(budget) for budget in self.budgets],
             "quality": {
                 "metric": self.metric,
                 "float": self.float_quality,

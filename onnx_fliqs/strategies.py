@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from onnx_fliqs.borders import Border, spent
+from onnx_fliqs.borders import Border, shares, spent
 from onnx_fliqs.controller import Choices, Row
 from onnx_fliqs.cost import CostTable
 from onnx_fliqs.errors import InfeasibleError
@@ -84,7 +84,7 @@ def measure_damage(
 def program_choices(
     costs: CostTable, damage: Sequence[Row], borders: Sequence[Border] = ()
 ) -> Choices:
-    """The assignment with the least sum of damages among those that spend the budget.
+    """The assignment with the least sum of damages among those that spend a budget.
 
     HAWQ-V3 (Yao et al. 2021, section 3.4) weighs squared weight errors by the trace of the
     Hessian; a measured difference of losses sees the activations as well.
@@ -95,33 +95,38 @@ def program_choices(
 def greedy_choices(
     costs: CostTable, damage: Sequence[Row], borders: Sequence[Border] = ()
 ) -> Choices:
-    """Lower the decision whose next step does the least damage until the budget is met.
+    """Lower the decision whose next step does the least damage until every budget is met.
+
+    A step leads to the next less precise choice that saves something of a budget that is
+    still exceeded: with formats of their own for weights and activations, not every one does.
 
     Raises:
-        InfeasibleError: The cheapest formats together cost more than the budget.
+        InfeasibleError: Lowered as far as it helps, the formats cost more than a budget.
     """
     chosen = [len(row) - 1 for row in costs]
-
-    while spent(costs, borders, chosen) > 1 + 1e-9:
-        steps = [
-            (float(damage[i][c - 1]), -float(costs[i][c] - costs[i][c - 1]), i)
-            for i, c in enumerate(chosen)
+    while (exceeded := shares(costs, borders, chosen) > 1 + 1e-9).any():
+        steps = []
+        for i, current in enumerate(chosen):
+            row = costs[i].reshape(len(costs[i]), -1)
+            saved = (row[current] - row).T[exceeded].sum(axis=0)
             # With borders, a step may pay only together with a later one.
-            if c > 0 and (borders or costs[i][c] > costs[i][c - 1])
-        ]
+            lower = (c for c in reversed(range(current)) if borders or saved[c] > 0)
+            if (choice := next(lower, None)) is not None:
+                steps.append((float(damage[i][choice]), -float(saved[choice]), i, choice))
         if not steps:
-            raise InfeasibleError("no assignment of formats meets the budget")
-        chosen[min(steps)[2]] -= 1
+            raise InfeasibleError("lowering formats step by step never meets the budget")
+        _, _, decision, choice = min(steps)
+        chosen[decision] = choice
     return tuple(chosen)
 
 
 def uniform_choices(
     costs: CostTable, levels: Sequence[Choices], borders: Sequence[Border] = ()
 ) -> Choices:
-    """The most precise uniform assignment that meets the budget.
+    """The most precise uniform assignment that meets every budget.
 
     Args:
-        costs: Cost of each choice as a share of the budget.
+        costs: Cost of each choice as a share of each budget.
         levels: The uniform assignments, the cheapest first.
         borders: What neighbours cost together.
 
@@ -137,5 +142,5 @@ def uniform_choices(
 def random_choices(
     costs: CostTable, rng: np.random.Generator, borders: Sequence[Border] = ()
 ) -> Choices:
-    """A random assignment that spends the budget: random preferences, projected."""
+    """A random assignment that spends a budget: random preferences, projected."""
     return project([-rng.exponential(size=len(row)) for row in costs], costs, borders=borders)
