@@ -10,6 +10,7 @@ from onnx_fliqs.errors import InterruptedSearchError
 
 if TYPE_CHECKING:
     from onnx_fliqs.cost import Budget
+    from onnx_fliqs.rules import Rule
 
 __all__ = ["command"]
 
@@ -28,6 +29,7 @@ __all__ = ["command"]
     "  [default: the target's]",
 )
 @options.target("generic")
+@options.rules
 @options.remove_quantization
 @click.option("--bits", type=float, help="Budget: effective bits, sqrt(BOPs / MACs).")
 @click.option("--bops", type=float, help="Budget: BOPs as a fraction of uniform int8's.")
@@ -85,6 +87,7 @@ def command(
     data: Path | None,
     space: str | None,
     target: str,
+    rules: "tuple[Rule, ...]",
     remove_quantization: bool,
     bits: float | None,
     bops: float | None,
@@ -123,6 +126,7 @@ def command(
     config = SearchConfig(
         target=target,
         space=space,
+        rules=rules,
         remove_quantization=remove_quantization,
         budget=_budgets(bits, bops, size, latency),
         latency_table=None if latency_table is None else LatencyTable.read(latency_table),

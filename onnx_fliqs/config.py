@@ -8,6 +8,7 @@ from onnx_fliqs.controller import ControllerConfig, Method
 from onnx_fliqs.cost import Budget, BudgetKind
 from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.latency import LatencyTable
+from onnx_fliqs.rules import Rule
 from onnx_fliqs.strategies import Strategy
 
 __all__ = ["LOSSES", "SearchConfig"]
@@ -27,6 +28,8 @@ class SearchConfig:
     budget: Budget | tuple[Budget, ...] | None = None
     """One, or several of different kinds that are all to be met; None: the target's default,
     as far as the space reaches."""
+    rules: tuple[Rule, ...] = ()
+    """What single layers choose from instead of the space, and which share a precision."""
     latency_table: LatencyTable | None = None
     """What a budget of latency rests on; beside another budget, latency is only reported."""
     strategy: Strategy = Strategy.FLIQS

@@ -12,17 +12,22 @@ __all__ = ["group_axis", "legal_precisions"]
 
 
 def legal_precisions(
-    node: ir.Node, target: Target, precisions: Sequence[Precision], *, weights_only: bool
+    node: ir.Node,
+    target: Target,
+    precisions: Sequence[Precision],
+    *,
+    weights_only: bool,
+    distinct: bool = True,
 ) -> list[Precision]:
     """What a layer may choose.
-
-    Of precisions that differ only in an operand that the layer does not have, the cheapest.
 
     Args:
         node: Its operator.
         target: What it runs on.
         precisions: To choose from, cheapest first.
         weights_only: Whether its activations stay float.
+        distinct: Of precisions that differ only in an operand that the layer does not have,
+            the cheapest alone.
     """
     left = target.kernels is not None and node.op_type in PRODUCTS
     if left and any(index == 0 for index, _ in weights(node)):
@@ -37,9 +42,9 @@ def legal_precisions(
         if group is not None and not _fits(node, group, weights_only=weights_only):
             continue
         differs: object = precision
-        if weights_only:
+        if distinct and weights_only:
             differs = precision.weights
-        elif not weights(node):
+        elif distinct and not weights(node):
             differs = precision.activations
         legal.setdefault(differs, precision)
     return list(legal.values())

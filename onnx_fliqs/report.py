@@ -42,6 +42,8 @@ class LayerReport:
     """Why the weight was not trained."""
     weight_only: str | None = None
     """Why the activations stay float; None where they have the format too."""
+    rule: str | None = None
+    """The rule that said what it may take; None without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +157,7 @@ def layer_reports(space: SearchSpace, chosen: PrecisionMap) -> tuple[LayerReport
             simulated=not all(container_of(fmt).native for fmt in formats),
             reason=layer.frozen,
             weight_only=layer.weight_only,
+            rule=layer.rule,
         )
 
     return tuple(report(layer) for layer in space.layers)

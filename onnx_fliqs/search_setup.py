@@ -78,7 +78,12 @@ def set_up(
     warnings = []
     dataset = load_npz(data, input_specs(model)) if isinstance(data, Path) else data
     prepared = prepare(
-        model, dataset, target, precisions, remove_quantization=config.remove_quantization
+        model,
+        dataset,
+        target,
+        precisions,
+        rules=config.rules,
+        remove_quantization=config.remove_quantization,
     )
     budgets = config.budgets or (default_budget(prepared.space, target.default_bits),)
     if config.latency_table is not None:
