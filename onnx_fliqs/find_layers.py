@@ -276,16 +276,15 @@ def _refuse(
             f"layers {', '.join(names)} share a weight, and {target.name} runs them in no"
             " precision that they could share"
         )
-    left = "; ".join(
-        f"{name}: "
-        + ", ".join(
-            p.name for p in space.precisions if p.name not in space.layer[name].excluded
-        )
-        for name in names[:3]
-    )
+    # Of layers that may take the same, one.
+    left: dict[str, str] = {}
+    for name in names:
+        excluded = space.layer[name].excluded
+        choices = ", ".join(p.name for p in space.precisions if p.name not in excluded)
+        left.setdefault(choices, f"{name}: {choices}")
     raise ConfigError(
         f"{' and '.join(involved)} leave{'s' * (len(involved) == 1)} layers that share a"
-        f" precision none in common ({left})"
+        f" precision none in common ({'; '.join(left.values())})"
     )
 
 
