@@ -8,7 +8,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NoReturn
 
 import onnx_ir as ir
 
@@ -93,23 +93,21 @@ def find_layers(
     skipped = [item for item in found.values() if isinstance(item, Skipped)]
     every = {*precisions, *itertools.chain.from_iterable(legal.values())}
     precisions = sorted(every, key=lambda precision: precision.order)
-    layers: list[Layer] = []
+    layers = []
     readers: dict[str, list[str]] = {}
     for layer in candidates:
         if layer.name not in legal:
             continue
         new = {weight for weight in layer.weights if weight not in readers}
-        excluded = every.difference(legal[layer.name])
-        layers.append(
-            replace(
-                layer,
-                params=_elements(nodes[layer.name], new),
-                excluded=frozenset(precision.name for precision in excluded),
-                rule=ruled[layer.name].by,
-            )
-        )
         for weight in layer.weights:
             readers.setdefault(weight, []).append(layer.name)
+        bounded = replace(
+            layer,
+            params=_elements(nodes[layer.name], new),
+            excluded=frozenset(p.name for p in every.difference(legal[layer.name])),
+            rule=ruled[layer.name].by,
+        )
+        layers.append(bounded)
     if not layers:
         raise UnsupportedError(
             f"no quantizable layer: the model has no float32 {', '.join(LAYER_OPERATORS)}"
@@ -259,7 +257,7 @@ def _refuse(
     target: Target,
     rules: Sequence[Rule],
     scopes: Sequence[frozenset[str]],
-) -> None:
+) -> NoReturn:
     """Report layers that share a precision, of which none is left.
 
     Raises:
