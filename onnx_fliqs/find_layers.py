@@ -113,6 +113,7 @@ def find_layers(
             f"no quantizable layer: the model has no float32 {', '.join(LAYER_OPERATORS)}"
             + _left_out(skipped)
         )
+    tied = _tied(rules, scopes, layers, skipped)
     sites = place_sites(model, layers, nodes, target, precisions)
     if target.placement is Placement.EVERY_TENSOR:
         # What is no layer may have its constants quantized all the same.
@@ -127,7 +128,7 @@ def find_layers(
         # A weight is stored once, in one format.
         groups=(
             *(tuple(names) for names in readers.values() if len(names) > 1),
-            *_shared(rules, scopes, layers, skipped),
+            *tied,
         ),
         power_of_two_scales=target.power_of_two_scales,
     )
@@ -224,7 +225,7 @@ def _legal(
     return found
 
 
-def _shared(
+def _tied(
     rules: Sequence[Rule],
     scopes: Sequence[frozenset[str]],
     layers: Sequence[Layer],

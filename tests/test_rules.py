@@ -300,6 +300,16 @@ def test_a_rule_for_what_stays_float_is_refused_with_the_reason(mine: str) -> No
         space_of(Rule(layers=("inner",), fix="int8"), space="int4", target=mine)
 
 
+def test_a_rule_is_refused_also_where_every_tensor_is_quantized(tmp_path: Path) -> None:
+    # The constants of what is no layer have sites there.
+    kernels = [{"ops": ["Gemm"], "precisions": ["int8"]}]
+    profile = {"schema": 1, "name": "mine", "base": "qnn", "kernels": kernels}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(profile | {"default_space": "int8"}), encoding="utf-8")
+    with pytest.raises(ConfigError, match="is for no layer: 'stem' stays float"):
+        space_of(Rule(layers=("stem",), fix="int8"), space="int8", target=str(path))
+
+
 def test_layers_that_share_a_weight_follow_a_rule_together() -> None:
     model = support.model(SHARED, weights={"w": (8, 8)})
     space = space_of(Rule(layers=("one",), fix="int6"), model=model)
