@@ -1,6 +1,8 @@
 """Rules for single layers: which layers they are for, what they do, what is refused."""
 
+import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from onnx_fliqs.cost import Budget, BudgetKind
 from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.errors import ConfigError, FliqsError, UnsupportedError
 from onnx_fliqs.find_layers import find_layers
+from onnx_fliqs.layer_operators import LAYER_OPERATORS
 from onnx_fliqs.layer_positions import Position, layer_positions
 from onnx_fliqs.model import save_model
 from onnx_fliqs.passes.canonicalise import canonicalise
@@ -393,6 +396,14 @@ def test_a_wrong_rule_is_named(rules: Any, message: str) -> None:
 def test_a_file_of_something_else_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         rules_from_json(text)
+
+
+def test_the_documentation_says_what_is_read() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "rules.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    assert [len(rules_from_json(example)) for example in examples] == [1, 4]
+    assert ", ".join(LAYER_OPERATORS) in text
+    assert all(f"| `{field.name}` |" in text for field in dataclasses.fields(Rule))
 
 
 # --- search, inspect, emit -----------------------------------------------------------------
