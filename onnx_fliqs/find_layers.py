@@ -114,7 +114,8 @@ def find_layers(
             + _left_out(skipped)
         )
     tied = _tied(rules, scopes, layers, skipped)
-    sites = place_sites(model, layers, nodes, target, precisions)
+    decided = {layer.name: nodes[layer.name] for layer in layers}
+    sites = place_sites(model, layers, decided, target, precisions)
     if target.placement is Placement.EVERY_TENSOR:
         # What is no layer may have its constants quantized all the same.
         reading = {name for s in sites if s.is_weight for name, _ in s.consumers}
