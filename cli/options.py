@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from onnx_fliqs.errors import ConfigError, FliqsError
+
+if TYPE_CHECKING:
+    from onnx_fliqs.rules import Rule
 
 __all__ = [
     "TARGET_NAMES",
@@ -18,6 +21,7 @@ __all__ = [
     "model",
     "output",
     "remove_quantization",
+    "rules",
     "seed",
     "separate",
     "target",
@@ -63,6 +67,26 @@ def target(default: str | None) -> Callable[[_F], _F]:
         metavar="NAME|FILE",
         help=f"{', '.join(TARGET_NAMES)}, or a profile of your own (see `targets`).",
     )
+
+
+def rules(function: _F) -> _F:
+    """The option --rules, read; no rules without it."""
+    return click.option(
+        "--rules",
+        type=_FILE,
+        callback=_read_rules,
+        help="JSON file: what single layers may take, and which share a precision.",
+    )(function)
+
+
+def _read_rules(
+    ctx: click.Context, param: click.Parameter, value: Path | None
+) -> "tuple[Rule, ...]":
+    if value is None:
+        return ()
+    from onnx_fliqs.rules import read_rules
+
+    return read_rules(value)
 
 
 def seed(function: _F) -> _F:

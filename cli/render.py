@@ -95,6 +95,7 @@ def print_result(result: "SearchResult") -> None:
     table = _layer_table(("layer", "op", "format", "bits", "params", "MACs", "cost"), 3)
     for layer in result.layers:
         notes = ["weights"] if layer.weight_only else []
+        notes += ["by rule"] if layer.rule else []
         notes += ["not trained"] if layer.reason and result.steps else []
         table.add_row(
             layer.name,
@@ -121,6 +122,9 @@ def print_result(result: "SearchResult") -> None:
         f" {_quantity(cost.weight_bytes)} bytes",
         markup=False,
     )
+    if len(result.budgets) > 1:
+        used = ", ".join(f"{b.used:.4g} of --{b.kind} {b.value:g}" for b in result.budgets)
+        console.print(f"budgets  {used}", markup=False, soft_wrap=True)
     if result.latency is not None:
         _print_latency(console, result.latency)
     samples = "held-out samples" if result.steps else "the calibration samples"
@@ -229,6 +233,10 @@ def print_inspection(found: "Inspection") -> None:
     frozen = [(f"{x.op_type} {x.name}", x.frozen) for x in found.layers if x.frozen]
     _print_reasons(console, "not trained", frozen)
     _print_left_out(console, found)
+    ruled = [(x.name, ", ".join(found.choices[x.name])) for x in found.layers if x.rule]
+    _print_reasons(console, "by rule", ruled)
+    for names in found.shared:
+        console.print(f"one precision: {', '.join(names)}", markup=False, soft_wrap=True)
     params = sum(layer.params for layer in found.layers)
     macs = sum(layer.macs for layer in found.layers)
     console.print(

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from onnx_fliqs.cli import options
-from onnx_fliqs.errors import ConfigError, InterruptedSearchError
+from onnx_fliqs.errors import InterruptedSearchError
 
 if TYPE_CHECKING:
     from onnx_fliqs.cost import Budget
+    from onnx_fliqs.rules import Rule
 
 __all__ = ["command"]
 
@@ -29,6 +30,7 @@ __all__ = ["command"]
 )
 @options.separate
 @options.target("generic")
+@options.rules
 @options.remove_quantization
 @click.option("--bits", type=float, help="Budget: effective bits, sqrt(BOPs / MACs).")
 @click.option("--bops", type=float, help="Budget: BOPs as a fraction of uniform int8's.")
@@ -87,6 +89,7 @@ def command(
     space: str | None,
     separate: bool,
     target: str,
+    rules: "tuple[Rule, ...]",
     remove_quantization: bool,
     bits: float | None,
     bops: float | None,
@@ -107,6 +110,8 @@ def command(
 ) -> None:
     """Search the format of each layer of MODEL and train its weights, within a budget.
 
+    Of several budgets, every one is met.
+
     Writes the quantized model, the assignment (.assignment.json) beside it, and while it runs
     a checkpoint folder. Ctrl-C stops; --resume continues to the same result.
     """
@@ -124,8 +129,9 @@ def command(
         target=target,
         space=space,
         separate=separate,
+        rules=rules,
         remove_quantization=remove_quantization,
-        budget=_budget(bits, bops, size, latency),
+        budget=_budgets(bits, bops, size, latency),
         latency_table=None if latency_table is None else LatencyTable.read(latency_table),
         strategy=Strategy(strategy),
         steps=steps,
@@ -164,12 +170,12 @@ def command(
         click.echo(f"wrote    {path}\n         {assignment}")
 
 
-def _budget(
+def _budgets(
     bits: float | None, bops: float | None, size: float | None, latency: float | None
-) -> "Budget | None":
+) -> "tuple[Budget, ...]":
     from onnx_fliqs.cost import Budget, BudgetKind
 
-    given = [
+    return tuple(
         Budget(kind, value)
         for kind, value in (
             (BudgetKind.BITS, bits),
@@ -178,10 +184,7 @@ def _budget(
             (BudgetKind.LATENCY, latency),
         )
         if value is not None
-    ]
-    if len(given) > 1:
-        raise ConfigError(f"one budget, please: got {' and '.join(map(str, given))}")
-    return given[0] if given else None
+    )
 
 
 def _set_aside(folder: Path) -> None:

@@ -40,6 +40,7 @@ from onnx_fliqs.prepare import (
     with_weights,
 )
 from onnx_fliqs.report import SearchResult, layer_reports
+from onnx_fliqs.rules import Rule
 from onnx_fliqs.runtime import OptimizationLevel, make_session
 from onnx_fliqs.sites import Layer, Skipped
 from onnx_fliqs.target_files import parse_target, recorded_target
@@ -70,10 +71,12 @@ class Inspection:
 
     target: Target
     precisions: tuple[str, ...]
-    """The target's default search space, with all its pairs where they are chosen apart."""
+    """The search space, with all its pairs where they are chosen apart."""
     layers: tuple[Layer, ...]
     choices: Mapping[str, tuple[str, ...]]
     """Layer name → names of the precisions that it can take, cheapest first."""
+    shared: tuple[tuple[str, ...], ...]
+    """Names of the layers that share a precision."""
     skipped: tuple[Skipped, ...]
     opset: int | None
     """Of the standard operators, in the file."""
@@ -96,9 +99,11 @@ class Inspection:
                     "reason": layer.frozen,
                     "weight_only": layer.weight_only,
                     "precisions": list(self.choices[layer.name]),
+                    "rule": layer.rule,
                 }
                 for layer in self.layers
             ],
+            "shared": [list(names) for names in self.shared],
             "skipped": [asdict(item) for item in self.skipped],
             "macs": sum(layer.macs for layer in self.layers),
             "params": sum(layer.params for layer in self.layers),
@@ -110,7 +115,9 @@ def inspect(
     model: Path | ir.Model,
     *,
     target: str = "generic",
+    space: str | None = None,
     separate: bool = False,
+    rules: Sequence[Rule] = (),
     remove_quantization: bool = False,
 ) -> Inspection:
     """List the layers of a model, what they cost, and what cannot be quantized or trained.
@@ -118,41 +125,50 @@ def inspect(
     Args:
         model: A float ONNX model.
         target: Name of a target, or path of a profile.
+        space: A named space or a comma list of formats; None: the target's own.
         separate: Choose the formats of weights and of activations apart.
+        rules: For single layers.
         remove_quantization: Turn a quantized model back into a float model, not refuse it.
 
     Raises:
-        ConfigError: They are to be chosen apart, and the target lets no layer do so.
+        ConfigError: The target does not run the space, or lets no layer choose formats apart
+            that should; or a rule does not fit the model.
         ModelError: The model cannot be read, or nothing in it can be quantized.
     """
     profile = parse_target(target)
-    precisions = profile.space(None, separate=separate)
+    precisions = profile.space(space, separate=separate)
     source = _model(model)
     warnings = []
     try:
         prepared = prepare(
-            source, None, profile, precisions, remove_quantization=remove_quantization
+            source,
+            None,
+            profile,
+            precisions,
+            rules=rules,
+            remove_quantization=remove_quantization,
         )
     except (DataError, RunError, UnknownOperatorError) as error:
         # Multiply-accumulates are counted by running the model.
         canonical = canonicalise(source.clone(), remove_quantization=remove_quantization)
-        prepared = Prepared(canonical, find_layers(canonical, profile, precisions))
+        prepared = Prepared(canonical, find_layers(canonical, profile, precisions, rules))
         warnings.append(f"multiply-accumulates are not counted: {error}")
-    space = prepared.space
+    found = prepared.space
     if separate:
-        check_pairs(space, profile)
+        check_pairs(found, profile)
     outputs = [judged.name for judged in judged_values(prepared.canonical)]
-    reasons = why_frozen(exposed(prepared.canonical, outputs), space.layers, outputs)
+    reasons = why_frozen(exposed(prepared.canonical, outputs), found.layers, outputs)
     return Inspection(
         profile,
         tuple(precision.name for precision in precisions),
-        tuple(replace(x, frozen=reasons.get(x.name)) for x in space.layers),
+        tuple(replace(x, frozen=reasons.get(x.name)) for x in found.layers),
         {
             name: tuple(precision.name for precision in choices)
-            for names, choices in zip(space.decisions, space.choices, strict=True)
+            for names, choices in zip(found.decisions, found.choices, strict=True)
             for name in names
         },
-        space.skipped,
+        tuple(names for names in found.decisions if len(names) > 1),
+        found.skipped,
         source.opset_imports.get(""),
         tuple(warnings),
     )
@@ -207,6 +223,7 @@ def emit(
         dataset,
         profile,
         ordered,
+        distinct=False,
         remove_quantization=remove_quantization,
         equalize=equalize,
         separate_biases=bias_correction and dataset is not None,

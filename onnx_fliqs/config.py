@@ -8,6 +8,7 @@ from onnx_fliqs.controller import ControllerConfig, Method
 from onnx_fliqs.cost import Budget, BudgetKind
 from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.latency import LatencyTable
+from onnx_fliqs.rules import Rule
 from onnx_fliqs.strategies import Strategy
 
 __all__ = ["LOSSES", "SearchConfig"]
@@ -26,8 +27,11 @@ class SearchConfig:
     """A named space or a comma list of formats; None: the target's own."""
     separate: bool = False
     """Choose the formats of weights and of activations apart: every pair that is legal."""
-    budget: Budget | None = None
-    """None: the target's default, as far as the space reaches."""
+    budget: Budget | tuple[Budget, ...] | None = None
+    """One, or several of different kinds that are all to be met; None: the target's default,
+    as far as the space reaches."""
+    rules: tuple[Rule, ...] = ()
+    """What single layers choose from instead of the space, and which share a precision."""
     latency_table: LatencyTable | None = None
     """What a budget of latency rests on; beside another budget, latency is only reported."""
     strategy: Strategy = Strategy.FLIQS
@@ -73,8 +77,10 @@ class SearchConfig:
             )
         if self.loss not in LOSSES:
             raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
-        bounded = self.budget is not None and self.budget.kind is BudgetKind.LATENCY
-        if bounded and self.latency_table is None:
+        kinds = [budget.kind for budget in self.budgets]
+        if len(set(kinds)) < len(kinds):
+            raise ConfigError(f"one budget of a kind: got {' '.join(map(str, self.budgets))}")
+        if BudgetKind.LATENCY in kinds and self.latency_table is None:
             raise ConfigError(
                 "--latency needs --latency-table, which `onnx-fliqs profile` writes"
             )
@@ -90,6 +96,13 @@ class SearchConfig:
             raise ConfigError(f"validation must be between 0 and 1, got {self.validation:g}")
         if not 0 <= self.delay <= self.freeze <= 1:
             raise ConfigError("delay and freeze must satisfy 0 <= delay <= freeze <= 1")
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """Those that are given."""
+        if isinstance(self.budget, Budget):
+            return (self.budget,)
+        return self.budget or ()
 
     @property
     def threads(self) -> int:

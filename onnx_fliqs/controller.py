@@ -153,5 +153,5 @@ def entropy(policy: Policy) -> float:
 
 
 def expected_cost(policy: Policy, costs: CostTable) -> float:
-    """E[T] under the policy, in the unit of ``costs``."""
-    return float(sum(p @ row for p, row in zip(policy, costs, strict=True)))
+    """E[T] under the policy, in the unit of ``costs``: of several budgets, the largest."""
+    return float(np.max(sum(p @ row for p, row in zip(policy, costs, strict=True))))

@@ -12,9 +12,9 @@ between draws that were scored on the same batch. Among all policies whose expec
 the budget, the one that minimises the expected loss less temperature times entropy is, for
 each decision, ``pi_i(a) ~ exp(-s_i . e_i(a) / temperature - multiplier * cost_i(a))``: the
 soft policy improvement of maximum-entropy reinforcement learning (Haarnoja et al. 2018,
-equation 4), in closed form because loss and cost are sums. The falling temperature does what
-FLIQS's entropy schedule does: at the end the policy is deterministic. It never leaves the
-budget.
+equation 4), in closed form because loss and cost are sums. Several budgets have a multiplier
+each (:mod:`~onnx_fliqs.boltzmann`). The falling temperature does what FLIQS's entropy schedule
+does: at the end the policy is deterministic. It never leaves the budget.
 
 Operands have sensitivities of their own also where a layer has one format for both: their
 relative errors need not matter alike, and nothing is lost where they do.
@@ -28,6 +28,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from onnx_fliqs.boltzmann import within_budgets
 from onnx_fliqs.controller import (
     Choices,
     ControllerConfig,
@@ -44,7 +45,6 @@ _COLDEST: Final = 1e-3
 """Share of the starting temperature that is left at the end."""
 _LEAST_SENSITIVITY: Final = 0.05
 """Of the mean one: more distortion is never predicted to be harmless."""
-_LARGEST_MULTIPLIER: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Critic:
         """Name the decisions.
 
         Args:
-            costs: Cost of each choice of each decision as a share of the budget.
+            costs: Cost of each choice of each decision as a share of each budget.
             distortions: For each decision, [choices, operands], not negative: how much each
                 choice distorts each operand, in any unit.
             config: Settings.
@@ -81,7 +81,8 @@ class Critic:
         self._shape = len(costs), max((rows.shape[1] for rows in self._distortions), default=1)
         # As matrices [decisions, most choices]: choices that a decision lacks have no chance.
         self._lacking = _padded([np.zeros(len(row)) for row in costs], -np.inf)
-        self._cost_matrix = _padded(costs, 0.0)
+        columns = zip(*(row.reshape(len(row), -1).T for row in costs), strict=True)
+        self._cost_matrices = [_padded(rows, 0.0) for rows in columns]
 
     def initial(self) -> CriticState:
         """No observations."""
@@ -113,34 +114,18 @@ class Critic:
         return tuple(-e @ s for s, e in zip(sensitivities, self._distortions, strict=True))
 
     def policy(self, state: CriticState, progress: float) -> Policy:
-        """The Boltzmann policy whose expected cost is the budget, or less if all is cheap."""
+        """The Boltzmann policy whose expected cost is the budget, or less if all is cheap.
+
+        With several budgets it meets each, and those that decide exactly.
+        """
         preferences = self.preferences(state)
         # The unit of the temperature: the spread of the predicted loss over uniform draws.
         unit = math.sqrt(sum(float(np.var(row)) for row in preferences)) or 1.0
         left = 1 - (1 - _COLDEST) * min(max(progress, 0.0), 1.0)
         temperature = self._config.temperature * left * unit
-        tilted = self._within_budget(_padded(preferences, 0.0) / temperature + self._lacking)
+        logits = _padded(preferences, 0.0) / temperature + self._lacking
+        tilted = within_budgets(logits, self._cost_matrices)
         return tuple(p[: len(row)] for p, row in zip(tilted, self._costs, strict=True))
-
-    def _within_budget(self, logits: Matrix) -> Matrix:
-        """The smallest multiplier >= 0 that brings E[T] down to the budget, by bisection."""
-
-        def tilted(multiplier: float) -> tuple[Matrix, float]:
-            powers = logits - multiplier * self._cost_matrix
-            powers = np.exp(powers - powers.max(axis=1, keepdims=True))
-            chances = powers / powers.sum(axis=1, keepdims=True)
-            return chances, float(np.sum(chances * self._cost_matrix))
-
-        policy, cost = tilted(0.0)
-        if cost <= 1:
-            return policy
-        low, high = 0.0, 1.0
-        while tilted(high)[1] > 1 and high < _LARGEST_MULTIPLIER:
-            low, high = high, high * 2
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if tilted(middle)[1] > 1 else (low, middle)
-        return tilted(high)[0]
 
     def observe(
         self, state: CriticState, draws: Sequence[Choices], losses: Sequence[float]

@@ -27,6 +27,7 @@ from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
 from onnx_fliqs.passes.separate_biases import SeparateBiasesPass
 from onnx_fliqs.passes.specialise_sites import SpecialiseSitesPass
 from onnx_fliqs.precision import Precision
+from onnx_fliqs.rules import Rule
 from onnx_fliqs.signs import mark_unsigned
 from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.targets import Activations, Target
@@ -63,6 +64,8 @@ def prepare(
     target: Target,
     precisions: Sequence[Precision],
     *,
+    rules: Sequence[Rule] = (),
+    distinct: bool = True,
     remove_quantization: bool = False,
     equalize: bool = False,
     separate_biases: bool = False,
@@ -74,11 +77,14 @@ def prepare(
         dataset: For the sizes of free dimensions; None: one made-up sample.
         target: Decides the sites.
         precisions: What the layers choose from, cheapest first.
+        rules: As for :func:`~onnx_fliqs.find_layers.find_layers`.
+        distinct: The same.
         remove_quantization: Turn a quantized model back into a float model, not refuse it.
         equalize: Equalize the ranges of the channels between layers.
         separate_biases: Give every layer that can have one a bias of its own.
 
     Raises:
+        ConfigError: A rule is for no layer, or leaves one without a choice.
         UnsupportedError: Nothing can be quantized, or the model cannot be run.
         DataError: The model needs real data to be run.
     """
@@ -87,7 +93,7 @@ def prepare(
         EqualizeLayersPass()(canonical)
     if separate_biases:
         SeparateBiasesPass()(canonical)
-    space = find_layers(canonical, target, precisions)
+    space = find_layers(canonical, target, precisions, rules, distinct=distinct)
     if dataset is None:
         dataset = synthetic_data(canonical, 1, 0)
     return Prepared(canonical, _with_macs(canonical, space, dataset))

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from onnx_fliqs.borders import spent
 from onnx_fliqs.controller import Choices, ControllerConfig, Policy, Row, softmax
 from onnx_fliqs.cost import CostTable
 
@@ -43,7 +44,8 @@ def reward(quality: float, cost: float, beta: float) -> float:
 
     Args:
         quality: Q, higher is better.
-        cost: T/T0.
+        cost: T/T0; of several budgets, the largest share. The sum over budgets would draw
+            those that are not needed towards being spent as well.
         beta: Negative.
     """
     return quality + beta * abs(cost - 1)
@@ -59,7 +61,8 @@ class Reinforce:
         """Name the decisions.
 
         Args:
-            costs: Cost of each choice of each decision as a share of the budget T0.
+            costs: Cost of each choice of each decision as a share of the budget T0, or of each
+                of several.
             config: Settings.
         """
         self._costs = costs
@@ -124,7 +127,7 @@ class Reinforce:
         scored, rewards = [], []
         for choices, loss in zip(draws, losses, strict=True):
             if math.isfinite(loss):
-                cost = sum(float(row[c]) for row, c in zip(self._costs, choices, strict=True))
+                cost = spent(self._costs, (), choices)
                 scored.append(choices)
                 rewards.append(reward(-loss, cost, self._config.beta))
         return scored, np.array(rewards, np.float64)

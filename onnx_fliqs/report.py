@@ -7,6 +7,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
+from onnx_fliqs.budget_shares import BudgetReport
 from onnx_fliqs.containers import container_of
 from onnx_fliqs.cost import Cost, cost_of, layer_bops
 from onnx_fliqs.latency_report import LatencyReport
@@ -41,6 +42,8 @@ class LayerReport:
     """Why the weight was not trained."""
     weight_only: str | None = None
     """Why the activations stay float; None where they have the format too."""
+    rule: str | None = None
+    """The rule that said what it may take; None without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,8 @@ class SearchResult:
     """Mean entropy of the policy in nats when the assignment was fixed; None without one."""
     strategy: Strategy | None
     """How the assignment was chosen; None after an emission without a search."""
+    budgets: tuple[BudgetReport, ...] = ()
+    """What was used of each; none after an emission without a search."""
     latency: LatencyReport | None = None
     """None without a latency table."""
     warnings: tuple[str, ...]
@@ -93,6 +98,7 @@ class SearchResult:
             "layers": [asdict(layer) for layer in self.layers],
             "skipped": [asdict(item) for item in self.skipped],
             "cost": asdict(self.cost),
+            "budgets": [asdict(budget) for budget in self.budgets],
             "quality": {
                 "metric": self.metric,
                 "float": self.float_quality,
@@ -151,6 +157,7 @@ def layer_reports(space: SearchSpace, chosen: PrecisionMap) -> tuple[LayerReport
             simulated=not all(container_of(fmt).native for fmt in formats),
             reason=layer.frozen,
             weight_only=layer.weight_only,
+            rule=layer.rule,
         )
 
     return tuple(report(layer) for layer in space.layers)

@@ -29,6 +29,7 @@ import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.borders import spent
+from onnx_fliqs.budget_shares import budget_reports
 from onnx_fliqs.calibrate import (
     activation_scales,
     blended,
@@ -119,7 +120,7 @@ class Progress:
     held_out: float
     """Mean loss of the policy's draws on held-out samples; NaN in the frozen phase."""
     cost: float
-    """Expected cost as a share of the budget."""
+    """Expected cost as a share of the budget; of several, the largest share."""
     entropy: float
     """Mean entropy of the policy, in nats; NaN where there is none."""
     quality: float | None
@@ -153,7 +154,7 @@ def search(
     Raises:
         ModelError: The model cannot be read or quantized (exit code 3).
         DataError: The data does not fit the model.
-        InfeasibleError: The budget cannot be met (exit code 4).
+        InfeasibleError: A budget cannot be met, alone or with another (exit code 4).
         VerificationError: The emitted graph computes something else (exit code 5).
         InterruptedSearchError: The user pressed Ctrl-C; the checkpoint is written.
         EnvironmentMissingError: There is no ONNX Runtime with training kernels.
@@ -476,6 +477,7 @@ class _Run:
             layers=layer_reports(self._space, chosen),
             skipped=self._space.skipped,
             cost=cost_of(self._space, chosen),
+            budgets=budget_reports(setup.budgets, self._costs, self._borders, state.final),
             metric=metric.value,
             float_quality=quality(metric, self._teacher, **measure),  # type: ignore[arg-type]
             quantized_quality=quality(metric, outputs, **measure),  # type: ignore[arg-type]

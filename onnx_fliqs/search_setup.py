@@ -11,27 +11,19 @@ import onnx_ir as ir
 
 from onnx_fliqs._version import __version__
 from onnx_fliqs.borders import Border
+from onnx_fliqs.budget_shares import budget_shares
 from onnx_fliqs.calibrate import distortions
 from onnx_fliqs.config import SearchConfig
-from onnx_fliqs.cost import (
-    Budget,
-    BudgetKind,
-    CostTable,
-    check_feasible,
-    cost_table,
-    default_budget,
-)
+from onnx_fliqs.cost import Budget, CostTable, default_budget
 from onnx_fliqs.data import Dataset, check_labels, input_specs, load_npz, split
 from onnx_fliqs.evaluation import run_dataset, scored_output
 from onnx_fliqs.judged import exposed, judged_values
-from onnx_fliqs.latency_budget import latency_shares
 from onnx_fliqs.legality import check_pairs
 from onnx_fliqs.model import fingerprint, load_model
 from onnx_fliqs.objective import Objective, choose_objective
 from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data, weights_of
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.search_state import Scales
-from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.target_files import parse_target, target_to_json
 from onnx_fliqs.targets import Target
 from onnx_fliqs.trainability import why_frozen
@@ -54,11 +46,11 @@ class Setup:
     scales: Scales
     distortions: tuple[npt.NDArray[np.float64], ...]
     """For each decision, [choices, 2]: relative squared errors of weights and activations."""
-    budget: Budget
+    budgets: tuple[Budget, ...]
     costs: CostTable
-    """Of each choice of each decision, as a share of the budget."""
+    """Of each choice of each decision, as a share of each budget."""
     borders: tuple[Border, ...]
-    """Costs of pairs of decisions, as shares of the budget."""
+    """Costs of pairs of decisions, as shares of a budget."""
     objective: Objective
     train: Dataset
     held_out: Dataset
@@ -79,7 +71,7 @@ def set_up(
     Raises:
         ModelError: The model cannot be read or quantized.
         DataError: The data does not fit the model.
-        InfeasibleError: The budget cannot be met.
+        InfeasibleError: A budget cannot be met, alone or together with another.
     """
     target = parse_target(config.target)
     precisions = target.space(config.space, separate=config.separate)
@@ -87,14 +79,19 @@ def set_up(
     warnings = []
     dataset = load_npz(data, input_specs(model)) if isinstance(data, Path) else data
     prepared = prepare(
-        model, dataset, target, precisions, remove_quantization=config.remove_quantization
+        model,
+        dataset,
+        target,
+        precisions,
+        rules=config.rules,
+        remove_quantization=config.remove_quantization,
     )
     if config.separate:
         check_pairs(prepared.space, target)
-    budget = config.budget or default_budget(prepared.space, target.default_bits)
+    budgets = config.budgets or (default_budget(prepared.space, target.default_bits),)
     if config.latency_table is not None:
         config.latency_table.check(prepared.space, fingerprint(model), target.name)
-    costs, borders = _shares(prepared.space, budget, config)
+    costs, borders = budget_shares(prepared.space, budgets, config.latency_table)
     if dataset is None:
         dataset = synthetic_data(prepared.canonical, _SYNTHETIC_SAMPLES, config.seed)
         warnings.append(
@@ -111,7 +108,7 @@ def set_up(
         "version": __version__,
         "model": fingerprint(model),
         "data": dataset.fingerprint(),
-        "settings": _settings(config, target, budget),
+        "settings": _settings(config, target, budgets),
     }
     return Setup(
         config,
@@ -119,7 +116,7 @@ def set_up(
         prepared,
         scales,
         distortions(prepared.space, samples, weights, scales),
-        budget,
+        budgets,
         costs,
         borders,
         objective,
@@ -130,28 +127,14 @@ def set_up(
     )
 
 
-def _shares(
-    space: SearchSpace, budget: Budget, config: SearchConfig
-) -> tuple[CostTable, tuple[Border, ...]]:
-    """Costs as shares of a budget that can be met.
-
-    Raises:
-        InfeasibleError: It cannot.
-    """
-    if budget.kind is BudgetKind.LATENCY:
-        assert config.latency_table is not None
-        return latency_shares(space, budget, config.latency_table)
-    check_feasible(space, budget)
-    limit = budget.limit(space)
-    return tuple(row / limit for row in cost_table(space, budget.kind)), ()
-
-
-def _settings(config: SearchConfig, target: Target, budget: Budget) -> dict[str, Any]:
+def _settings(
+    config: SearchConfig, target: Target, budgets: tuple[Budget, ...]
+) -> dict[str, Any]:
     """The settings that change the result, as JSON values."""
     settings = asdict(config)
     # The path of a profile does not tell whether somebody has edited it.
     settings["target"] = target_to_json(target)
-    settings["budget"] = str(budget)
+    settings["budget"] = " ".join(map(str, budgets))
     table = config.latency_table
     settings["latency_table"] = None if table is None else table.digest()
     settings["controller"]["method"] = config.controller.method.value

@@ -73,6 +73,8 @@ class Layer:
     in float, whatever its format: it counts in bytes, not in bit operations."""
     excluded: frozenset[str] = frozenset()
     """Names of the precisions that it cannot take."""
+    rule: str | None = None
+    """The rule that says what it may take, besides the target; None without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from onnx_fliqs.borders import Border, spent
+from onnx_fliqs.borders import Border, shares, spent
 from onnx_fliqs.controller import Choices, Row
 from onnx_fliqs.cost import CostTable
 from onnx_fliqs.errors import InfeasibleError
@@ -90,7 +90,7 @@ def measure_damage(
 def program_choices(
     costs: CostTable, damage: Sequence[Row], borders: Sequence[Border] = ()
 ) -> Choices:
-    """The assignment with the least sum of damages among those that spend the budget.
+    """The assignment with the least sum of damages among those that spend a budget.
 
     HAWQ-V3 (Yao et al. 2021, section 3.4) weighs squared weight errors by the trace of the
     Hessian; a measured difference of losses sees the activations as well.
@@ -101,30 +101,28 @@ def program_choices(
 def greedy_choices(
     costs: CostTable, damage: Sequence[Row], borders: Sequence[Border] = ()
 ) -> Choices:
-    """Take what saves something at the least damage, step by step, until the budget is met.
+    """Take what saves something at the least damage, step by step, until every budget is met.
 
-    The step of a decision is the least harmful of its cheaper choices, of equals the one that
-    is nearest. Where choices are in a line, that is the next one down.
+    The step of a decision is the least harmful of the choices that leave less beyond the
+    budgets, of equals the one that is nearest. Where choices are in a line, that is the next
+    one down.
 
     Raises:
-        InfeasibleError: The cheapest formats together cost more than the budget.
+        InfeasibleError: Lowered as far as it helps, the formats cost more than a budget.
     """
     chosen = [len(row) - 1 for row in costs]
-
-    def step(i: int) -> int | None:
-        row, c = costs[i], chosen[i]
-        # With borders, a step may pay only together with a later one.
-        below = [a for a in range(len(row)) if (a < c if borders else row[a] < row[c])]
-        return min(below, key=lambda a: (damage[i][a], -a), default=None)
-
-    while spent(costs, borders, chosen) > 1 + 1e-9:
-        steps = [
-            (float(damage[i][a]), -float(costs[i][c] - costs[i][a]), i, a)
-            for i, c in enumerate(chosen)
-            if (a := step(i)) is not None
-        ]
+    while (total := shares(costs, borders, chosen)).max() > 1 + 1e-9:
+        steps = []
+        for i, current in enumerate(chosen):
+            row = costs[i].reshape(len(costs[i]), -1)
+            beyond = np.maximum(total - row[current] + row - 1, 0.0).sum(axis=1)
+            # With borders, a step may pay only together with a later one.
+            able = range(current) if borders else np.flatnonzero(beyond < beyond[current])
+            choice = min(reversed(able), key=damage[i].__getitem__, default=None)
+            if choice is not None:
+                steps.append((float(damage[i][choice]), float(beyond[choice]), i, int(choice)))
         if not steps:
-            raise InfeasibleError("no assignment of formats meets the budget")
+            raise InfeasibleError("lowering formats step by step never meets the budget")
         *_, decision, choice = min(steps)
         chosen[decision] = choice
     return tuple(chosen)
@@ -133,10 +131,10 @@ def greedy_choices(
 def uniform_choices(
     costs: CostTable, levels: Sequence[Choices], borders: Sequence[Border] = ()
 ) -> Choices:
-    """The most precise uniform assignment that meets the budget.
+    """The most precise uniform assignment that meets every budget.
 
     Args:
-        costs: Cost of each choice as a share of the budget.
+        costs: Cost of each choice as a share of each budget.
         levels: The uniform assignments, the least precise first.
         borders: What neighbours cost together.
 
@@ -152,5 +150,5 @@ def uniform_choices(
 def random_choices(
     costs: CostTable, rng: np.random.Generator, borders: Sequence[Border] = ()
 ) -> Choices:
-    """A random assignment that spends the budget: random preferences, projected."""
+    """A random assignment that spends a budget: random preferences, projected."""
     return project([-rng.exponential(size=len(row)) for row in costs], costs, borders=borders)

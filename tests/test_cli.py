@@ -300,7 +300,6 @@ def test_text_as_a_model_input_needs_data(tmp_path: Path) -> None:
         (["--bits", "3"], 4, "--bits 4 to 8"),
         (["--bops", "0.1"], 4, "--bops 0.25 to 1"),
         (["--size", "0.4"], 4, "--size 0.5 to 1"),
-        (["--bits", "5", "--size", "0.9"], 2, "one budget"),
         (["--bits", "-1"], 2, "positive"),
         (["--bits", "nan"], 2, "positive"),
         (["--loss", "cross-entropy"], 2, "labels"),
