@@ -24,6 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -33,10 +34,12 @@ from common import provenance
 from tasks import TASKS
 
 from onnx_fliqs import Budget, BudgetKind, Dataset, SearchConfig, search
-from onnx_fliqs.controller import ControllerConfig, Method
+from onnx_fliqs.controller import ControllerConfig, Method, RewardForm, Schedule, Signal
 from onnx_fliqs.data import input_specs
 from onnx_fliqs.evaluation import open_session, run_dataset
 from onnx_fliqs.model import load_model
+from onnx_fliqs.optimizer import Optimizer
+from onnx_fliqs.thresholds import Statistics, Thresholds
 
 DEFAULT = "default"
 _JUDGED_SHARE = 0.2
@@ -72,16 +75,28 @@ class Variant:
 
 def _searches(name: str, *values: Any) -> dict[str, Variant]:
     """Values of one field of SearchConfig."""
-    return {f"{value:g}": Variant({name: value}) for value in values}
+    return {_title(value): Variant({name: value}) for value in values}
 
 
 def _controllers(name: str, *values: Any) -> dict[str, Variant]:
     """Values of one field of the critic's settings."""
-    return {f"{value:g}": Variant(controller={name: value}) for value in values}
+    return {_title(value): Variant(controller={name: value}) for value in values}
+
+
+def _title(value: Any) -> str:
+    return value.value if isinstance(value, Enum) else f"{value:g}"
 
 
 def _reinforce(**settings: Any) -> Variant:
     return Variant(controller={"method": Method.REINFORCE, **settings})
+
+
+def _optimizer(kind: Optimizer, *rates: float) -> dict[str, Variant]:
+    """Each at several rates, since theirs are no comparable numbers."""
+    return {
+        f"{kind.value}, rate {rate:g}": Variant({"optimizer": kind, "learning_rate": rate})
+        for rate in rates
+    }
 
 
 CHOICES: dict[str, dict[str, Variant]] = {
@@ -100,6 +115,34 @@ CHOICES: dict[str, dict[str, Variant]] = {
         "REINFORCE, rate 0.2": _reinforce(learning_rate=0.2),
         "REINFORCE, entropy 0": _reinforce(entropy_end=0.0),
         "REINFORCE, entropy 0.1": _reinforce(entropy_end=0.1),
+        "REINFORCE, linear entropy": _reinforce(entropy_schedule=Schedule.LINEAR),
+        "REINFORCE, constant entropy": _reinforce(entropy_schedule=Schedule.CONSTANT),
+        "REINFORCE, accuracy": _reinforce(signal=Signal.ACCURACY),
+        "REINFORCE, agreement": _reinforce(signal=Signal.AGREEMENT),
+        "REINFORCE, one-sided": _reinforce(reward=RewardForm.ONE_SIDED),
+        **{
+            f"REINFORCE, accuracy, {form.value}": _reinforce(
+                signal=Signal.ACCURACY, reward=form
+            )
+            for form in (
+                RewardForm.ONE_SIDED,
+                RewardForm.EXPONENTIAL,
+                RewardForm.HARD_EXPONENTIAL,
+            )
+        },
+    },
+    "signal": _controllers("signal", Signal.ACCURACY, Signal.AGREEMENT),
+    "cooling": _controllers("cooling", Schedule.COSINE, Schedule.CONSTANT),
+    "thresholds": _searches(
+        "thresholds", Thresholds.SHARED, Thresholds.PERCENTILE, Thresholds.MAXIMUM
+    ),
+    "statistics": {
+        **_searches("statistics", Statistics.LATEST, Statistics.CALIBRATED),
+        "latest, at every step": Variant({"statistics": Statistics.LATEST, "refresh": 1}),
+    },
+    "optimizer": {
+        **_optimizer(Optimizer.RELATIVE_MOMENTUM, 5e-4, 1e-3, 2e-3, 4e-3),
+        **_optimizer(Optimizer.ADAM, 1e-5, 3e-5, 1e-4, 3e-4),
     },
     "memory": _controllers("memory", 0.98, 0.99, 1.0),
     "shrinkage": _controllers("shrinkage", 0.01, 1.0),

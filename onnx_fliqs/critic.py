@@ -28,6 +28,8 @@ from onnx_fliqs.controller import (
     ControllerConfig,
     Policy,
     Row,
+    Schedule,
+    ramp,
 )
 from onnx_fliqs.cost import CostTable
 
@@ -105,10 +107,15 @@ class Critic:
         preferences = self.preferences(state)
         # The unit of the temperature: the spread of the predicted loss over uniform draws.
         unit = math.sqrt(sum(float(np.var(row)) for row in preferences)) or 1.0
-        left = 1 - (1 - _COLDEST) * min(max(progress, 0.0), 1.0)
-        temperature = self._config.temperature * left * unit
+        temperature = self._config.temperature * self._left(progress) * unit
         tilted = self._within_budget(_padded(preferences, 0.0) / temperature + self._lacking)
         return tuple(p[: len(row)] for p, row in zip(tilted, self._costs, strict=True))
+
+    def _left(self, progress: float) -> float:
+        """Share of the starting temperature."""
+        if self._config.cooling is Schedule.CONSTANT:
+            return 1.0
+        return 1 - (1 - _COLDEST) * ramp(self._config.cooling, progress)
 
     def _within_budget(self, logits: Matrix) -> Matrix:
         """The smallest multiplier >= 0 that brings E[T] down to the budget, by bisection."""

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_fliqs.gradient import GRADIENT, build_gradient, promote_initializers
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.objective import Objective
-from onnx_fliqs.optimizer import BETA1, BETA2, build_optimizer
+from onnx_fliqs.optimizer import BETA1, BETA2, Optimizer, build_optimizer
 from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, unquantized
 from onnx_fliqs.payload import is_plain, settle, shareable
@@ -96,6 +96,7 @@ class TrainStep:
         teacher: ir.Model,
         shares: Sequence[float],
         workers: int,
+        optimizer: Optimizer = Optimizer.RELATIVE_ADAM,
     ) -> None:
         """Build the sessions.
 
@@ -106,6 +107,7 @@ class TrainStep:
             teacher: The float model.
             shares: Share of each part of a training batch.
             workers: Parts and evaluations that run side by side.
+            optimizer: How weights follow their gradients.
         """
         self.objective = objective
         self._parameters = tuple(parameters)
@@ -129,9 +131,9 @@ class TrainStep:
                 gradient, threads=1, disabled=["GatherSliceToSplitFusion"], frugal=frugal
             )
             shapes = {name: t.shape.numpy() for name, t in self._initial.items()}
-            optimizer = build_optimizer(shapes, shares)
+            update = build_optimizer(shapes, shares, optimizer)
             self._optimizer = make_session(
-                optimizer, level=OptimizationLevel.BASIC, threads=workers, frugal=frugal
+                update, level=OptimizationLevel.BASIC, threads=workers, frugal=frugal
             )
 
     def _with_loss(self) -> ir.Model:
@@ -180,8 +182,8 @@ class TrainStep:
             state: Before the step.
             parts: The batch, cut as ``shares`` says.
             values: The formats in force.
-            lr: Relative learning rate: a weight changes by about this share of its tensor's
-                root mean square.
+            lr: Learning rate; a relative one is the share of a tensor's root mean square by
+                which its weights change.
 
         Returns:
             The state after the step, and its loss (mean over the batch).
@@ -265,6 +267,20 @@ class TrainStep:
                 candidates,
             )
         )
+
+    def judge_each(
+        self, state: TrainState, batch: Batch, candidates: Sequence[SiteValues]
+    ) -> list[tuple[dict[str, Array], float]]:
+        """The judged outputs and the loss of several assignments on the same batch."""
+        names = self.objective.outputs
+        teacher = self._teach(batch)
+        rows = self._pool.map(
+            lambda values: self._run(
+                self._forward, state, batch, teacher, values, [*names, LOSS]
+            ),
+            candidates,
+        )
+        return [(dict(zip(names, row, strict=False)), float(row[-1])) for row in rows]
 
     def judge(
         self, state: TrainState, batches: Sequence[Batch], values: SiteValues
