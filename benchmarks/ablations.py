@@ -3,7 +3,8 @@
 A *choice* lists variants, each a change of ``SearchConfig`` or ``ControllerConfig``; the
 defaults are run once for all of them. A fifth of each training set is split off before a
 search sees the rest, and judges what it emits by accuracy and cross-entropy. Test data is
-never read. ::
+never read. (The float models have seen all of the training data, so that what is judged is how
+well they are kept.) ::
 
     python benchmarks/ablations.py FOLDER                               # runs and a table
     python benchmarks/ablations.py FOLDER --choices delay --seeds 0 1   # a part of it
