@@ -22,7 +22,7 @@ import json
 import math
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -399,13 +399,20 @@ def _effort(wanted: set[tuple[Any, ...]], rows: Sequence[Mapping[str, Any]]) -> 
         times[row["model"]].append(row["cpu_seconds"])
     left = sum(fmean(times[key[0]]) for key in wanted - set(done) if key[0] in times)
     spent = sum(row["cpu_seconds"] for row in done.values())
+    commits = ", ".join(
+        f"{n} at {name}" for name, n in Counter(map(_commit, done.values())).items()
+    )
     means = ", ".join(
         f"{model} {fmean(seen):.0f} s a run" for model, seen in sorted(times.items())
     )
     return (
         f"{len(done)} of {len(wanted)} runs, {spent / 3600:.2f} h of CPU time ({means});"
-        f" about {left / 3600:.2f} h are missing."
+        f" about {left / 3600:.2f} h are missing. Runs by commit: {commits or 'none'}."
     )
+
+
+def _commit(row: Mapping[str, Any]) -> str:
+    return str(row["commit"])
 
 
 def main() -> None:
