@@ -8,8 +8,10 @@ from onnx_fliqs.controller import ControllerConfig, Method
 from onnx_fliqs.cost import Budget, BudgetKind
 from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.latency import LatencyTable
+from onnx_fliqs.optimizer import Optimizer
 from onnx_fliqs.rules import Rule
 from onnx_fliqs.strategies import Strategy
+from onnx_fliqs.thresholds import Statistics, Thresholds
 
 __all__ = ["LOSSES", "SearchConfig"]
 
@@ -42,7 +44,8 @@ class SearchConfig:
     batch_size: int = 64
     seed: int = 0
     learning_rate: float = 1e-3
-    """Largest change of a weight per step, relative to its tensor's root mean square."""
+    """Largest change of a weight per step, relative to its tensor's root mean square (for
+    ``Optimizer.ADAM``: absolute)."""
     loss: str = "auto"
     """``auto``, ``cross-entropy``, ``kl`` or ``mse``."""
     distillation: float = 0.5
@@ -62,6 +65,12 @@ class SearchConfig:
     """Steps between checkpoints."""
     workers: int | None = None
     """Threads; None: one per core. Part of the result, since sums round differently."""
+    thresholds: Thresholds = Thresholds.SWITCHED
+    """Where values are clipped."""
+    statistics: Statistics = Statistics.RUNNING
+    """Which activations refreshed thresholds rest on."""
+    optimizer: Optimizer = Optimizer.RELATIVE_ADAM
+    """How weights follow their gradients."""
     controller: ControllerConfig = field(default_factory=ControllerConfig)
 
     def __post_init__(self) -> None:

@@ -34,6 +34,8 @@ from onnx_fliqs.controller import (
     ControllerConfig,
     Policy,
     Row,
+    Schedule,
+    ramp,
 )
 from onnx_fliqs.cost import CostTable
 
@@ -121,11 +123,16 @@ class Critic:
         preferences = self.preferences(state)
         # The unit of the temperature: the spread of the predicted loss over uniform draws.
         unit = math.sqrt(sum(float(np.var(row)) for row in preferences)) or 1.0
-        left = 1 - (1 - _COLDEST) * min(max(progress, 0.0), 1.0)
-        temperature = self._config.temperature * left * unit
+        temperature = self._config.temperature * self._left(progress) * unit
         logits = _padded(preferences, 0.0) / temperature + self._lacking
         tilted = within_budgets(logits, self._cost_matrices)
         return tuple(p[: len(row)] for p, row in zip(tilted, self._costs, strict=True))
+
+    def _left(self, progress: float) -> float:
+        """Share of the starting temperature."""
+        if self._config.cooling is Schedule.CONSTANT:
+            return 1.0
+        return 1 - (1 - _COLDEST) * ramp(self._config.cooling, progress)
 
     def observe(
         self, state: CriticState, draws: Sequence[Choices], losses: Sequence[float]

@@ -31,6 +31,7 @@ from onnx_fliqs.rules import Rule
 from onnx_fliqs.signs import mark_unsigned
 from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.targets import Activations, Target
+from onnx_fliqs.thresholds import Thresholds
 from onnx_fliqs.train_step import Batch
 
 __all__ = [
@@ -174,7 +175,11 @@ def calibration_batches(dataset: Dataset) -> list[Batch]:
 
 
 def calibrate(
-    prepared: Prepared, target: Target, dataset: Dataset, seed: int
+    prepared: Prepared,
+    target: Target,
+    dataset: Dataset,
+    seed: int,
+    thresholds: Thresholds = Thresholds.SWITCHED,
 ) -> tuple[
     Prepared,
     dict[tuple[str, str], npt.NDArray[np.float32]],
@@ -203,9 +208,9 @@ def calibrate(
             for s in space.sites
         )
         space = replace(space, sites=tuple(sites))
-    scales = activation_scales(space, samples)
+    scales = activation_scales(space, samples, thresholds)
     weights = weights_of(canonical, space)
-    scales |= weight_scales(space, weights, seed)
+    scales |= weight_scales(space, weights, seed, thresholds)
     return Prepared(canonical, space), fit_to_activations(space, scales, weights), samples
 
 

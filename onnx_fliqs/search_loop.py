@@ -44,6 +44,7 @@ from onnx_fliqs.controller import (
     Controller,
     Method,
     Policy,
+    Signal,
     entropy,
     expected_cost,
     most_probable,
@@ -75,6 +76,7 @@ from onnx_fliqs.strategies import (
     random_choices,
     uniform_choices,
 )
+from onnx_fliqs.thresholds import Statistics
 from onnx_fliqs.train_step import Batch, TrainStep
 from onnx_fliqs.trainability import trainable_parameters
 
@@ -208,6 +210,7 @@ class _Run:
             teacher=setup.prepared.canonical,
             parts=self._parts,
             workers=config.threads,
+            optimizer=config.optimizer,
         )
         self._held_out = _batches(setup.held_out, _EVALUATION_BATCH)
         self._teacher = self._without_filling(self._step.teacher_outputs(self._held_out))
@@ -333,18 +336,32 @@ class _Run:
         size = data.fixed_batch or min(config.held_out_batch, len(data))
         indices = batch_indices(len(data), size, state.step, config.seed + 1)
         draws = [sample(policy, rng) for _ in range(config.draws)]
-        losses = self._step.losses(
-            state.train,
-            make_batch(data, indices),
-            [self._values(draw, state.scales) for draw in draws],
-        )
+        losses, scores = self._score(state, draws, make_batch(data, indices))
         if state.step < self._delay:
-            learned = self._controller.observe(state.controller, draws, losses)
+            learned = self._controller.observe(state.controller, draws, scores)
         else:
             learned = self._controller.update(
-                state.controller, draws, losses, self._progress(state.step)
+                state.controller, draws, scores, self._progress(state.step)
             )
         return replace(state, controller=learned), float(np.mean(losses))
+
+    def _score(
+        self, state: SearchState, draws: Sequence[Choices], batch: Batch
+    ) -> tuple[list[float], list[float]]:
+        """The losses of the draws, and what the controller is told: the less, the better."""
+        values = [self._values(draw, state.scales) for draw in draws]
+        signal = self._setup.config.controller.signal
+        if signal is Signal.LOSS:
+            losses = self._step.losses(state.train, batch, values)
+            return losses, losses
+        metric = Metric(signal.value)
+        teacher = self._step.teacher_outputs([batch])
+        judged = self._step.judge_each(state.train, batch, values)
+        scores = [
+            -quality(metric, outputs, labels=batch.labels, teacher=teacher)
+            for outputs, _ in judged
+        ]
+        return [loss for _, loss in judged], scores
 
     def _fix(self, state: SearchState) -> SearchState:
         """Fix the assignment; the untrained weights are the first candidate, to be beaten."""
@@ -412,10 +429,18 @@ class _Run:
         return {name: without_filling(array, fed, samples) for name, array in outputs.items()}
 
     def _rescale(self, state: SearchState) -> Scales:
-        """Thresholds that follow the weights, and running ones for the activations."""
+        """Thresholds that follow the weights, and with them the activations."""
         space, config = self._space, self._setup.config
+        calibrated = config.statistics is Statistics.CALIBRATED
         trained = {name: value.numpy() for name, value in state.train.parameters.items()}
         weights = weights_of(self._setup.prepared.canonical, space) | trained
+        scales = self._setup.scales if calibrated else self._activation_scales(state)
+        scales = scales | weight_scales(space, weights, config.seed, config.thresholds)
+        return fit_to_activations(space, scales, weights)
+
+    def _activation_scales(self, state: SearchState) -> Scales:
+        """Of what the network as it is now makes of some training samples."""
+        space, config = self._space, self._setup.config
         choices = state.final or most_probable(
             self._controller.policy(state.controller, self._progress(state.step))
         )
@@ -427,11 +452,10 @@ class _Run:
             state.train, batch, self._values(choices, state.scales), list(dict.fromkeys(names))
         )
         samples = sample_values([seen], 1, config.seed)
-        running = activation_scales(space, samples)
-        if not space.power_of_two_scales:
-            running = blended(state.scales, running, _KEPT_SCALE)
-        running |= weight_scales(space, weights, config.seed)
-        return fit_to_activations(space, running, weights)
+        latest = activation_scales(space, samples, config.thresholds)
+        if config.statistics is Statistics.LATEST or space.power_of_two_scales:
+            return latest
+        return blended(state.scales, latest, _KEPT_SCALE)
 
     # --- checkpoints -----------------------------------------------------------------------
 

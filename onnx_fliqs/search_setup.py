@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,13 +15,15 @@ from onnx_fliqs.borders import Border
 from onnx_fliqs.budget_shares import budget_shares
 from onnx_fliqs.calibrate import distortions
 from onnx_fliqs.config import SearchConfig
+from onnx_fliqs.controller import Signal
 from onnx_fliqs.cost import Budget, CostTable, default_budget
 from onnx_fliqs.data import Dataset, check_labels, input_specs, load_npz, split
+from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.evaluation import run_dataset, scored_output
 from onnx_fliqs.judged import exposed, judged_values
 from onnx_fliqs.legality import check_pairs
 from onnx_fliqs.model import fingerprint, load_model
-from onnx_fliqs.objective import Objective, choose_objective
+from onnx_fliqs.objective import Metric, Objective, choose_objective
 from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data, weights_of
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.search_state import Scales
@@ -99,9 +102,12 @@ def set_up(
             " pass --data for a model to ship"
         )
     train, held_out = split(dataset, _validation_share(len(dataset), config), config.seed)
-    prepared, scales, samples = calibrate(prepared, target, train, config.seed)
+    prepared, scales, samples = calibrate(
+        prepared, target, train, config.seed, config.thresholds
+    )
     weights = weights_of(prepared.canonical, prepared.space)
     objective = _objective(prepared, train, config)
+    _check_signal(config.controller.signal, train, objective)
     warnings += objective.notes
     prepared = _mark_frozen(prepared, objective.outputs)
     identity = {
@@ -137,11 +143,21 @@ def _settings(
     settings["budget"] = " ".join(map(str, budgets))
     table = config.latency_table
     settings["latency_table"] = None if table is None else table.digest()
-    settings["controller"]["method"] = config.controller.method.value
-    settings["strategy"] = config.strategy.value
     settings["workers"] = config.threads
     del settings["checkpoint_every"]
-    return settings
+    return _with_values(settings)
+
+
+def _with_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the values of enumerations in their place."""
+    return {
+        name: _with_values(value)
+        if isinstance(value, dict)
+        else value.value
+        if isinstance(value, Enum)
+        else value
+        for name, value in settings.items()
+    }
 
 
 def _validation_share(samples: int, config: SearchConfig) -> float:
@@ -166,6 +182,19 @@ def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Obje
         distillation=config.distillation,
         loss=config.loss,
     )
+
+
+def _check_signal(signal: Signal, data: Dataset, objective: Objective) -> None:
+    """Refuse a signal that the data or the model cannot give.
+
+    Raises:
+        ConfigError: It needs labels, or classes.
+    """
+    if signal is Signal.ACCURACY and objective.metric is not Metric.ACCURACY:
+        why = "the loss leaves out" if data.labels is not None else "the data needs to have"
+        raise ConfigError(f"the signal accuracy rests on `labels`, which {why}")
+    if signal is Signal.AGREEMENT and objective.metric is Metric.R2:
+        raise ConfigError("the signal agreement needs a model whose outputs are class scores")
 
 
 def _mark_frozen(prepared: Prepared, outputs: tuple[str, ...]) -> Prepared:

@@ -14,7 +14,6 @@ from onnx_fliqs.calibrate import (
     activation_scales,
     blended,
     distortions,
-    least_squares_scales,
     sample_values,
     sampled,
     weight_scales,
@@ -31,6 +30,7 @@ from onnx_fliqs.formats import (
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.runtime import OptimizationLevel
 from onnx_fliqs.targets import TARGETS, Bias, Kernels
+from onnx_fliqs.thresholds import least_squares_scales
 from onnx_fliqs.verify import verify_graph
 from pass_models import LAYERED
 from support import (

@@ -17,9 +17,13 @@ from onnx_fliqs.controller import (
     Controller,
     ControllerConfig,
     Policy,
+    RewardForm,
+    Schedule,
+    Signal,
     entropy,
     expected_cost,
     most_probable,
+    ramp,
     sample,
     softmax,
     uniform,
@@ -352,6 +356,78 @@ def test_the_absolute_reward_has_its_worked_values(
     # The first reward starts the running mean.
     state = controller.update(controller.initial(), [(0,)], [-quality], 0.0)
     assert state.baseline == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("form", "cheap", "dear"),
+    [
+        (RewardForm.ABSOLUTE, 0.3, 0.3),
+        (RewardForm.ONE_SIDED, 0.8, 0.3),
+        (RewardForm.EXPONENTIAL, 1.6, 0.8 / 1.5),
+        (RewardForm.HARD_EXPONENTIAL, 0.8, 0.8 / 1.5),
+    ],
+)
+def test_the_forms_of_the_reward_differ_in_what_they_punish(
+    form: RewardForm, cheap: float, dear: float
+) -> None:
+    for cost, expected in ((0.5, cheap), (1.0, 0.8), (1.5, dear)):
+        found = reward(0.8, cost, -1.0, form)
+        assert found == pytest.approx(expected, abs=1e-15)
+        # A quality is minus what the controller is told to make small.
+        config = ControllerConfig(reward=form, signal=Signal.ACCURACY)
+        controller = Reinforce((np.array([cost]),), config)
+        state = controller.observe(controller.initial(), [(0,)], [-0.8])
+        assert state.baseline == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize("form", [RewardForm.EXPONENTIAL, RewardForm.HARD_EXPONENTIAL])
+def test_an_exponential_reward_of_a_loss_is_refused(form: RewardForm) -> None:
+    with pytest.raises(ConfigError, match=f"the {form.value} reward .* choose the signal"):
+        ControllerConfig(reward=form)
+    for signal in (Signal.ACCURACY, Signal.AGREEMENT):
+        assert ControllerConfig(reward=form, signal=signal).reward is form
+
+
+@pytest.mark.parametrize(
+    ("schedule", "quarter"),
+    [(Schedule.LINEAR, 0.25), (Schedule.COSINE, (1 - math.sqrt(0.5)) / 2)],
+)
+def test_a_ramp_goes_from_0_to_1(schedule: Schedule, quarter: float) -> None:
+    for time, expected in ((-1, 0), (0, 0), (0.25, quarter), (0.5, 0.5), (1, 1), (2, 1)):
+        assert ramp(schedule, time) == pytest.approx(expected, abs=1e-15)
+        assert entropy_weight(0.4, time, schedule) == pytest.approx(0.4 * expected, abs=1e-15)
+
+
+def test_a_constant_schedule_keeps_what_is_configured() -> None:
+    assert [entropy_weight(0.4, s, Schedule.CONSTANT) for s in (0.0, 0.3, 1.0)] == [0.4] * 3
+    warm, cold = critic(cooling=Schedule.CONSTANT), critic()
+    state = after_some(warm)
+    for progress in (0.0, 0.5, 1.0):
+        policy = warm.policy(state, progress)
+        for ours, theirs in zip(policy, cold.policy(state, 0.0), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_schedule_of_the_penalty_reaches_its_gradient() -> None:
+    state = random_state()
+    gradients = {
+        schedule: descent(
+            reinforce(entropy_end=0.8, entropy_schedule=schedule).update(state, [], [], 0.25)
+        )
+        for schedule in Schedule
+    }
+    whole = gradients[Schedule.CONSTANT]
+    for schedule in (Schedule.LINEAR, Schedule.COSINE):
+        share = ramp(schedule, 0.25)
+        assert_gradient(gradients[schedule], tuple(share * row for row in whole))
+
+
+def test_a_temperature_on_a_cosine_falls_later_than_on_a_line() -> None:
+    linear, cosine = critic(), critic(cooling=Schedule.COSINE)
+    state = after_some(linear)
+    assert entropy(cosine.policy(state, 0.2)) > entropy(linear.policy(state, 0.2))
+    assert entropy(cosine.policy(state, 0.8)) < entropy(linear.policy(state, 0.8))
+    np.testing.assert_allclose(cosine.policy(state, 0.5)[0], linear.policy(state, 0.5)[0])
 
 
 def test_the_running_mean_follows_the_rewards_in_the_delay_too() -> None:
