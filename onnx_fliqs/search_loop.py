@@ -359,6 +359,8 @@ class _Run:
 
     def _choose(self, state: SearchState) -> Choices:
         """The assignment that the strategy asks for."""
+        if self._setup.given is not None:
+            return self._setup.given
         strategy, costs, borders = self._setup.config.strategy, self._costs, self._borders
         if strategy is Strategy.UNIFORM:
             return uniform_choices(costs, self._space.levels, borders)

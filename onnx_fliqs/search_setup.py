@@ -13,11 +13,13 @@ from onnx_fliqs._version import __version__
 from onnx_fliqs.borders import Border
 from onnx_fliqs.calibrate import distortions
 from onnx_fliqs.config import SearchConfig
+from onnx_fliqs.controller import Choices
 from onnx_fliqs.cost import (
     Budget,
     BudgetKind,
     CostTable,
     check_feasible,
+    cost_of,
     cost_table,
     default_budget,
 )
@@ -37,6 +39,7 @@ from onnx_fliqs.trainability import why_frozen
 
 __all__ = ["Setup", "set_up"]
 
+_TARGET: Final = "generic"
 _SYNTHETIC_SAMPLES: Final = 256
 _LARGEST_VALIDATION: Final = 2000
 _SAMPLE: Final = 64
@@ -58,6 +61,8 @@ class Setup:
     """Of each choice of each decision, as a share of the budget."""
     borders: tuple[Border, ...]
     """Costs of pairs of decisions, as shares of the budget."""
+    given: Choices | None
+    """The assignment that is trained without a search."""
     objective: Objective
     train: Dataset
     held_out: Dataset
@@ -80,15 +85,19 @@ def set_up(
         DataError: The data does not fit the model.
         InfeasibleError: The budget cannot be met.
     """
-    target = parse_target(config.target)
-    precisions = target.space(config.space)
+    target = _target(config)
+    fixed = config.assignment
+    precisions = target.space(config.space) if fixed is None else fixed.space(target)
     model = load_model(source) if isinstance(source, Path) else source
     warnings = []
     dataset = load_npz(data, input_specs(model)) if isinstance(data, Path) else data
     prepared = prepare(
         model, dataset, target, precisions, remove_quantization=config.remove_quantization
     )
-    budget = config.budget or default_budget(prepared.space, target.default_bits)
+    given = None
+    if fixed is not None:
+        given = prepared.space.indices(fixed.precisions(prepared.space))
+    budget = _budget(prepared.space, target, config, given)
     if config.latency_table is not None:
         config.latency_table.check(prepared.space, fingerprint(model), target.name)
     costs, borders = _shares(prepared.space, budget, config)
@@ -119,12 +128,32 @@ def set_up(
         budget,
         costs,
         borders,
+        given,
         objective,
         train,
         held_out,
         identity,
         tuple(warnings),
     )
+
+
+def _target(config: SearchConfig) -> Target:
+    """The one that is asked for, else the one that the assignment was chosen for."""
+    if config.target is None and config.assignment is not None:
+        return config.assignment.own_target()
+    return parse_target(config.target or _TARGET)
+
+
+def _budget(
+    space: SearchSpace, target: Target, config: SearchConfig, given: Choices | None
+) -> Budget:
+    """What is asked for, else the target's; of a given assignment its own cost."""
+    if given is None:
+        return config.budget or default_budget(space, target.default_bits)
+    cost = cost_of(space, space.assign(given))
+    if cost.bops:
+        return Budget(BudgetKind.BITS, cost.effective_bits)
+    return default_budget(space, target.default_bits)
 
 
 def _shares(

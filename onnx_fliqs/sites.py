@@ -345,6 +345,13 @@ class SearchSpace:
         }
         return {layer.name: chosen[layer.name] for layer in self.layers}
 
+    def indices(self, chosen: PrecisionMap) -> tuple[int, ...]:
+        """The choices that :meth:`assign` turns into these precisions."""
+        return tuple(
+            choices.index(chosen[names[0]])
+            for names, choices in zip(self.decisions, self.choices, strict=True)
+        )
+
     @property
     def needs_mantissa(self) -> bool:
         """Whether a site has to round to a mantissa: any float format but float32."""
