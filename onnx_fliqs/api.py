@@ -233,6 +233,7 @@ def emit(
         seconds=time.monotonic() - started,
         seed=_SEED,
         entropy=None,
+        convergence=None,
         strategy=None,
         warnings=(*warnings, *objective.notes, *emitted.warnings, *notes),
     )
