@@ -1,7 +1,8 @@
 """What a search did over its steps, and whether it had come to an end.
 
 A search counts as converged where nothing suggests that more steps would serve a better
-model. Each reason to doubt it is one line with its figures.
+model. Each reason to doubt it is one line with its figures. No doubt is no proof: the learning
+rate falls to a twentieth however few the steps are, which flattens the end of every curve.
 """
 
 import math
@@ -20,9 +21,9 @@ _POINTS: Final = 50
 """Points of a curve, at most."""
 _MEASURES: Final = 4
 """The columns of a history: loss, held_out, cost, entropy."""
-_MOST_ENTROPY: Final = 0.1
-"""Share of a uniform policy's entropy. Below it, a favourite among five formats has more than
-95 %, so that draws differ from what is served in about one layer of twenty."""
+_MOST_ENTROPY: Final = 0.2
+"""Share of a uniform policy's entropy. Among five formats, that is a favourite of 90 % with one
+rival: draws differ from what is served in about one layer of ten."""
 _MOST_CHANGED: Final = 0.25
 """Share of the decisions that may still change late. Some always do: neighbouring formats of a
 layer that hardly matters are worth the same."""
