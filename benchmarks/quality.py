@@ -135,6 +135,7 @@ def _measured(result: SearchResult) -> dict[str, Any]:
         "float_held_out": result.float_quality,
         "held_out": result.quantized_quality,
         "entropy": result.entropy,
+        "doubts": None if result.convergence is None else list(result.convergence.doubts),
         "seconds": round(result.seconds, 2),
     }
 

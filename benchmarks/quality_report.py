@@ -316,6 +316,16 @@ def _spent(cells: Mapping[_Key, _Cell]) -> str:
     return _markdown(head, rows)
 
 
+def _converged(cells: Mapping[_Key, _Cell]) -> str:
+    """Policy entropy at the end, and what the searches themselves say."""
+    rows = []
+    for model, space, bits, cell in _searched(cells):
+        doubts = [doubt for row in cell.rows for doubt in row.get("doubts") or ()]
+        entropy = max(row["entropy"] for row in cell.rows)
+        rows.append((model, space, f"{bits:g}", f"{entropy:.3f}", "; ".join(doubts)))
+    return _markdown(("model", "space", "budget", "largest entropy", "doubts"), rows)
+
+
 def _times(cells: Mapping[_Key, _Cell]) -> str:
     """Seconds of a search, over those of uniform training with as many steps."""
     rows = []
@@ -445,6 +455,7 @@ def _section(title: str, cells: Mapping[_Key, _Cell]) -> str:
         "Mean advantage of the search": _advantage(differences),
         "No-retraining gap": _retrained(cells),
         "Budget": _spent(cells),
+        "Convergence": _converged(cells),
         "Time": _times(cells),
         "Runs": _runs_table(cells),
     }

@@ -22,8 +22,8 @@ _POINTS: Final = 50
 _MEASURES: Final = 4
 """The columns of a history: loss, held_out, cost, entropy."""
 _MOST_ENTROPY: Final = 0.2
-"""Share of a uniform policy's entropy. Among five formats, that is a favourite of 90 % with one
-rival: draws differ from what is served in about one layer of ten."""
+"""Share of a uniform policy's entropy. Among five formats, that is a favourite of 90 % with
+one rival: draws differ from what is served in about one layer of ten."""
 _MOST_CHANGED: Final = 0.25
 """Share of the decisions that may still change late. Some always do: neighbouring formats of a
 layer that hardly matters are worth the same."""
