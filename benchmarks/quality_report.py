@@ -404,7 +404,15 @@ def _plot(cells: Mapping[_Key, _Cell], cost: str, path: Path) -> None:
                 )
         for name, cell in _uniform(cells, model, SPACES[space].uniform).items():
             axis.annotate(name, (cell.mean(cost), cell.accuracy), fontsize=7)
-    axes[0, 0].legend(fontsize=7)
+    drawn = [axis.get_legend_handles_labels() for axis in axes.flat]
+    legend = {
+        label: line
+        for lines, labels in drawn
+        for line, label in zip(lines, labels, strict=True)
+    }
+    figure.legend(
+        legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend)
+    )
     figure.savefig(path)
     plt.close(figure)
 
