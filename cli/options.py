@@ -59,11 +59,12 @@ def data(required: bool, text: str) -> Callable[[_F], _F]:
     return file("--data", text, required=required)
 
 
-def target(default: str | None) -> Callable[[_F], _F]:
-    """The option --target."""
+def target(default: str | None, *, shown: str | None = None) -> Callable[[_F], _F]:
+    """The option --target, with the default as --help tells it where it depends."""
     return click.option(
         "--target",
         default=default,
+        show_default=shown or True,
         metavar="NAME|FILE",
         help=f"{', '.join(TARGET_NAMES)}, or a profile of your own (see `targets`).",
     )

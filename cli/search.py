@@ -29,7 +29,7 @@ __all__ = ["command"]
     "  [default: the target's]",
 )
 @options.separate
-@options.target("generic")
+@options.target(None, shown="generic, or the assignment's")
 @options.rules
 @options.remove_quantization
 @click.option("--bits", type=float, help="Budget: effective bits, sqrt(BOPs / MACs).")
@@ -49,9 +49,13 @@ __all__ = ["command"]
 @click.option(
     "--strategy",
     type=click.Choice(["fliqs", "ilp", "greedy", "uniform", "random"]),
-    default="fliqs",
+    show_default="fliqs",
     help="How formats are chosen. All but fliqs choose before training: by an integer program"
     " or greedily from measured sensitivities, the best uniform format, or at random.",
+)
+@options.file(
+    "--assignment",
+    "Train this assignment, which a search wrote, in all steps: no search, no budget.",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=500, help="Training steps.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, help="Samples per step.")
@@ -88,7 +92,7 @@ def command(
     data: Path | None,
     space: str | None,
     separate: bool,
-    target: str,
+    target: str | None,
     rules: "tuple[Rule, ...]",
     remove_quantization: bool,
     bits: float | None,
@@ -96,7 +100,8 @@ def command(
     size: float | None,
     latency: float | None,
     latency_table: Path | None,
-    strategy: str,
+    strategy: str | None,
+    assignment: Path | None,
     steps: int,
     batch_size: int,
     learning_rate: float,
@@ -115,6 +120,7 @@ def command(
     Writes the quantized model, the assignment (.assignment.json) beside it, and while it runs
     a checkpoint folder. Ctrl-C stops; --resume continues to the same result.
     """
+    from onnx_fliqs.assignment import Assignment
     from onnx_fliqs.checkpoint import Checkpoint
     from onnx_fliqs.cli import render
     from onnx_fliqs.config import SearchConfig
@@ -124,7 +130,7 @@ def command(
     from onnx_fliqs.strategies import Strategy
 
     path = output or model.with_suffix(".fliqs.onnx")
-    assignment = path.with_suffix(".assignment.json")
+    chosen = path.with_suffix(".assignment.json")
     config = SearchConfig(
         target=target,
         space=space,
@@ -133,7 +139,8 @@ def command(
         remove_quantization=remove_quantization,
         budget=_budgets(bits, bops, size, latency),
         latency_table=None if latency_table is None else LatencyTable.read(latency_table),
-        strategy=Strategy(strategy),
+        strategy=Strategy(strategy or ("fliqs" if assignment is None else "fixed")),
+        assignment=None if assignment is None else Assignment.read(assignment),
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -141,10 +148,11 @@ def command(
         seed=seed,
         workers=threads,
     )
-    options.check_output(path, model, data, latency_table)
-    options.check_output(assignment, model, data, latency_table)
+    inputs = model, data, latency_table, assignment
+    options.check_output(path, *inputs)
+    options.check_output(chosen, *inputs)
     if trained is not None:
-        options.check_output(trained, model, data, latency_table, path, assignment)
+        options.check_output(trained, *inputs, path, chosen)
     folder = path.with_suffix(".checkpoint")
     if not resume:
         _set_aside(folder)
@@ -157,17 +165,17 @@ def command(
         raise InterruptedSearchError(
             f"{error}; the same command with --resume continues (checkpoint: {folder})"
         ) from None
-    result.save(path, assignment)
+    result.save(path, chosen)
     if trained is not None:
         assert result.trained is not None
         save_model(result.trained, trained)
     Checkpoint(folder, {}).remove()
     render.print_warnings(result.warnings)
     if as_json:
-        render.print_json(result.to_dict(path, assignment))
+        render.print_json(result.to_dict(path, chosen))
     else:
         render.print_result(result)
-        click.echo(f"wrote    {path}\n         {assignment}")
+        click.echo(f"wrote    {path}\n         {chosen}")
 
 
 def _budgets(

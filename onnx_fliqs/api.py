@@ -43,7 +43,7 @@ from onnx_fliqs.report import SearchResult, layer_reports
 from onnx_fliqs.rules import Rule
 from onnx_fliqs.runtime import OptimizationLevel, make_session
 from onnx_fliqs.sites import Layer, Skipped
-from onnx_fliqs.target_files import parse_target, recorded_target
+from onnx_fliqs.target_files import parse_target
 from onnx_fliqs.targets import Target
 from onnx_fliqs.trainability import why_frozen
 from onnx_fliqs.validation import Validation, validate_graph
@@ -204,25 +204,15 @@ def emit(
         VerificationError: The emitted graph does not compute what was simulated.
     """
     started = time.monotonic()
-    profile = (
-        parse_target(target)
-        if target is not None
-        else recorded_target(assignment.target, "the assignment")
-    )
-    named = {name: profile.check(name) for name in assignment.layers.values()}
+    profile = assignment.own_target() if target is None else parse_target(target)
     source = _model(model)
     warnings = []
     dataset = None if data is None else _dataset(data, source)
-    precisions = set(named.values())
-    if all(precision.name == "float32" for precision in precisions):
-        # What the target has no kernel for is no layer of a search either.
-        precisions |= set(profile.space(None))
-    ordered = sorted(precisions, key=lambda precision: precision.order)
     prepared = prepare(
         source,
         dataset,
         profile,
-        ordered,
+        assignment.space(profile),
         distinct=False,
         remove_quantization=remove_quantization,
         equalize=equalize,
@@ -269,6 +259,7 @@ def emit(
         seconds=time.monotonic() - started,
         seed=_SEED,
         entropy=None,
+        convergence=None,
         strategy=None,
         warnings=(*warnings, *objective.notes, *emitted.warnings, *notes),
     )

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Final
 
+from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.controller import ControllerConfig, Method
 from onnx_fliqs.cost import Budget, BudgetKind
 from onnx_fliqs.errors import ConfigError
@@ -23,8 +24,8 @@ LOSSES: Final = ("auto", "cross-entropy", "kl", "mse")
 class SearchConfig:
     """Settings of a search; what is None follows from the target or the machine."""
 
-    target: str = "generic"
-    """A name, or the path of a profile."""
+    target: str | None = None
+    """A name, or the path of a profile. None: the assignment's, or ``generic`` without one."""
     space: str | None = None
     """A named space or a comma list of formats; None: the target's own."""
     separate: bool = False
@@ -38,6 +39,8 @@ class SearchConfig:
     """What a budget of latency rests on; beside another budget, latency is only reported."""
     strategy: Strategy = Strategy.FLIQS
     """How the assignment is chosen: by the search, or by a baseline before training."""
+    assignment: Assignment | None = None
+    """What ``Strategy.FIXED`` trains; it says space and cost itself."""
     remove_quantization: bool = False
     """Turn a model that is already quantized back into a float model, not refuse it."""
     steps: int = 500
@@ -93,6 +96,7 @@ class SearchConfig:
             raise ConfigError(
                 "--latency needs --latency-table, which `onnx-fliqs profile` writes"
             )
+        self._check_assignment()
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, got {self.seed}")
         if not 0 < self.learning_rate < 1:
@@ -105,6 +109,25 @@ class SearchConfig:
             raise ConfigError(f"validation must be between 0 and 1, got {self.validation:g}")
         if not 0 <= self.delay <= self.freeze <= 1:
             raise ConfigError("delay and freeze must satisfy 0 <= delay <= freeze <= 1")
+
+    def _check_assignment(self) -> None:
+        """An assignment leaves nothing to choose."""
+        if self.assignment is None:
+            if self.strategy is Strategy.FIXED:
+                raise ConfigError("the strategy 'fixed' needs an assignment to train")
+            return
+        contradictions = {
+            f"--strategy {self.strategy.value}": self.strategy is not Strategy.FIXED,
+            f"--space {self.space}": self.space is not None,
+            "--separate": self.separate,
+            "--rules": bool(self.rules),
+            " ".join(map(str, self.budgets)): bool(self.budgets),
+        }
+        for option, given in contradictions.items():
+            if given:
+                raise ConfigError(
+                    f"--assignment fixes the format of every layer: leave out {option}"
+                )
 
     @property
     def budgets(self) -> tuple[Budget, ...]:

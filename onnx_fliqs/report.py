@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.budget_shares import BudgetReport
 from onnx_fliqs.containers import container_of
+from onnx_fliqs.convergence import Convergence
 from onnx_fliqs.cost import Cost, cost_of, layer_bops
 from onnx_fliqs.latency_report import LatencyReport
 from onnx_fliqs.model import atomic_write, save_model
@@ -78,6 +79,8 @@ class SearchResult:
     seed: int
     entropy: float | None
     """Mean entropy of the policy in nats when the assignment was fixed; None without one."""
+    convergence: Convergence | None
+    """None after an emission without a search."""
     strategy: Strategy | None
     """How the assignment was chosen; None after an emission without a search."""
     budgets: tuple[BudgetReport, ...] = ()
@@ -111,6 +114,7 @@ class SearchResult:
             "optimization_level": self.optimization_level.value,
             "strategy": None if self.strategy is None else self.strategy.value,
             "policy_entropy": self.entropy,
+            "convergence": None if self.convergence is None else self.convergence.to_dict(),
             "steps": self.steps,
             "seconds": self.seconds,
             "seed": self.seed,

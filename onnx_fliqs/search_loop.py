@@ -51,6 +51,7 @@ from onnx_fliqs.controller import (
     sample,
     uniform,
 )
+from onnx_fliqs.convergence import Convergence, Evidence, History, doubts
 from onnx_fliqs.cost import CostTable, cost_of
 from onnx_fliqs.critic import Critic
 from onnx_fliqs.data import Dataset, batch_indices
@@ -196,6 +197,7 @@ class _Run:
         self._last = min(round(config.freeze * config.steps), config.steps - 1)
         self._delay = round(config.delay * config.steps) if searches else 0
         self._freeze = self._last if searches else 0
+        self._look_back = self._freeze - (self._freeze - self._delay) // 4
         self._costs, self._borders = setup.costs, setup.borders
         self._controller = _controller(setup, self._costs)
         self._uniform = uniform([len(row) for row in self._costs])
@@ -221,7 +223,11 @@ class _Run:
     def initial(self) -> SearchState:
         """Before the first step: calibrated thresholds, a uniform policy."""
         return SearchState(
-            0, self._step.initial(), self._controller.initial(), self._setup.scales
+            0,
+            self._step.initial(),
+            self._controller.initial(),
+            self._setup.scales,
+            History.empty(self._setup.config.steps),
         )
 
     def loop(
@@ -247,6 +253,8 @@ class _Run:
         config, step = self._setup.config, state.step
         if step == self._freeze:
             state = self._fix(state)
+        elif step == self._look_back:
+            state = replace(state, earlier=self._choose(state))
         if step % config.refresh == 0 and step > 0:
             state = replace(state, scales=self._rescale(state))
         phase = self._phase(step)
@@ -259,17 +267,26 @@ class _Run:
         state = replace(state, step=step + 1)
         measured = None
         if phase is Phase.FROZEN and self._is_evaluation(state.step):
-            state, measured = self._measure(state)
-        return state, Progress(
+            state, measured, held_out = self._measure(state)
+        report = Progress(
             step=state.step,
             steps=config.steps,
             phase=phase,
             loss=loss,
-            held_out=held_out,
+            held_out=math.nan if phase is Phase.FROZEN else held_out,
             cost=self._expected_cost(state, policy),
             entropy=entropy(policy) if state.final is None else state.entropy,
             quality=measured,
         )
+        history = state.history.added(
+            state.step,
+            config.steps,
+            loss=loss,
+            held_out=held_out,
+            cost=report.cost,
+            entropy=report.entropy,
+        )
+        return replace(state, history=history), report
 
     def _policy(self, state: SearchState) -> Policy:
         """The policy of the coming step: uniform during the delay."""
@@ -377,6 +394,9 @@ class _Run:
     def _choose(self, state: SearchState) -> Choices:
         """The assignment that the strategy asks for."""
         strategy, costs, borders = self._setup.config.strategy, self._costs, self._borders
+        if strategy is Strategy.FIXED:
+            # The space has no other choices.
+            return (0,) * len(costs)
         if strategy is Strategy.UNIFORM:
             return uniform_choices(costs, self._space.uniform_choices, borders)
         if strategy is Strategy.RANDOM:
@@ -401,8 +421,11 @@ class _Run:
         sizes = [batch.size for batch in batches]
         return [float(x) for x in np.average(losses, axis=0, weights=sizes)]
 
-    def _measure(self, state: SearchState) -> tuple[SearchState, float]:
-        """Quality of the fixed assignment on the held-out samples; remembers the best."""
+    def _measure(self, state: SearchState) -> tuple[SearchState, float, float]:
+        """Quality and loss of the fixed assignment on the held-out samples.
+
+        The best weights are remembered.
+        """
         assert state.final is not None
         values = self._values(state.final, state.scales)
         outputs, loss = self._step.judge(state.train, self._held_out, values)
@@ -419,7 +442,7 @@ class _Run:
         ):
             weights = {name: v.numpy() for name, v in state.train.parameters.items()}
             best = Best(value, loss, weights, state.scales)
-        return replace(state, best=best), value
+        return replace(state, best=best), value, loss
 
     def _without_filling(
         self, outputs: Mapping[str, npt.NDArray[Any]]
@@ -493,6 +516,9 @@ class _Run:
         measure = {"labels": setup.held_out.labels, "teacher": self._teacher}
         outputs = run_dataset(session, setup.held_out, names)
         metric = setup.objective.metric
+        float_quality = quality(metric, self._teacher, **measure)  # type: ignore[arg-type]
+        quantized_quality = quality(metric, outputs, **measure)  # type: ignore[arg-type]
+        convergence = self._convergence(state, float_quality - quantized_quality)
         shipped, notes = ship(emitted.graph, setup.target, setup.held_out)
         return SearchResult(
             model=shipped,
@@ -503,8 +529,8 @@ class _Run:
             cost=cost_of(self._space, chosen),
             budgets=budget_reports(setup.budgets, self._costs, self._borders, state.final),
             metric=metric.value,
-            float_quality=quality(metric, self._teacher, **measure),  # type: ignore[arg-type]
-            quantized_quality=quality(metric, outputs, **measure),  # type: ignore[arg-type]
+            float_quality=float_quality,
+            quantized_quality=quantized_quality,
             untrained_loss=state.untrained_loss,
             loss=best.loss,
             verification=emitted.verification,
@@ -513,10 +539,41 @@ class _Run:
             seconds=time.monotonic() - started,
             seed=setup.config.seed,
             entropy=None if math.isnan(state.entropy) else state.entropy,
+            convergence=convergence,
             strategy=setup.config.strategy,
             latency=latency,
-            warnings=(*setup.warnings, *emitted.warnings, *unmeasured, *notes),
+            warnings=(
+                *setup.warnings,
+                *emitted.warnings,
+                *unmeasured,
+                *notes,
+                *convergence.warnings,
+            ),
         )
+
+    def _convergence(self, state: SearchState, lost: float) -> Convergence:
+        """Whether the search has come to an end, from all that is known of it."""
+        config = self._setup.config
+        assert state.final is not None and state.best is not None  # noqa: PT018 - as above
+        curves = state.history.curves(config.steps)
+        favourites = None
+        if config.strategy is Strategy.FLIQS:
+            favourites = most_probable(self._controller.policy(state.controller, 1.0))
+        evidence = Evidence(
+            curves=curves,
+            choices=[len(row) for row in self._costs],
+            final=state.final,
+            entropy=state.entropy,
+            favourites=favourites,
+            earlier=state.earlier,
+            frozen=self._freeze,
+            steps=config.steps,
+            trained=bool(state.train.parameters),
+            untrained_loss=state.untrained_loss,
+            loss=state.best.loss,
+            lost=lost,
+        )
+        return Convergence(doubts(evidence), curves)
 
     def _latency(
         self, chosen: Mapping[str, str], emitted: Emitted

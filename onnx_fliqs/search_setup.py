@@ -16,7 +16,7 @@ from onnx_fliqs.budget_shares import budget_shares
 from onnx_fliqs.calibrate import distortions
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import Signal
-from onnx_fliqs.cost import Budget, CostTable, default_budget
+from onnx_fliqs.cost import Budget, BudgetKind, CostTable, cost_of, default_budget
 from onnx_fliqs.data import Dataset, check_labels, input_specs, load_npz, split
 from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.evaluation import run_dataset, scored_output
@@ -27,12 +27,14 @@ from onnx_fliqs.objective import Metric, Objective, choose_objective
 from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data, weights_of
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.search_state import Scales
+from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.target_files import parse_target, target_to_json
 from onnx_fliqs.targets import Target
 from onnx_fliqs.trainability import why_frozen
 
 __all__ = ["Setup", "set_up"]
 
+_TARGET: Final = "generic"
 _SYNTHETIC_SAMPLES: Final = 256
 _LARGEST_VALIDATION: Final = 2000
 _SAMPLE: Final = 64
@@ -76,8 +78,13 @@ def set_up(
         DataError: The data does not fit the model.
         InfeasibleError: A budget cannot be met, alone or together with another.
     """
-    target = parse_target(config.target)
-    precisions = target.space(config.space, separate=config.separate)
+    target = _target(config)
+    fixed = config.assignment
+    precisions = (
+        target.space(config.space, separate=config.separate)
+        if fixed is None
+        else fixed.space(target)
+    )
     model = load_model(source) if isinstance(source, Path) else source
     warnings = []
     dataset = load_npz(data, input_specs(model)) if isinstance(data, Path) else data
@@ -87,11 +94,15 @@ def set_up(
         target,
         precisions,
         rules=config.rules,
+        distinct=fixed is None,
         remove_quantization=config.remove_quantization,
     )
     if config.separate:
         check_pairs(prepared.space, target)
-    budgets = config.budgets or (default_budget(prepared.space, target.default_bits),)
+    if fixed is not None:
+        only = prepared.space.fixed(fixed.precisions(prepared.space))
+        prepared = replace(prepared, space=only)
+    budgets = _budgets(prepared.space, target, config)
     if config.latency_table is not None:
         config.latency_table.check(prepared.space, fingerprint(model), target.name)
     costs, borders = budget_shares(prepared.space, budgets, config.latency_table)
@@ -131,6 +142,22 @@ def set_up(
         identity,
         tuple(warnings),
     )
+
+
+def _target(config: SearchConfig) -> Target:
+    """The one that is asked for, else the one that the assignment was chosen for."""
+    if config.target is None and config.assignment is not None:
+        return config.assignment.own_target()
+    return parse_target(config.target or _TARGET)
+
+
+def _budgets(space: SearchSpace, target: Target, config: SearchConfig) -> tuple[Budget, ...]:
+    """What is asked for, else the target's; of a given assignment its own cost."""
+    if config.assignment is not None:
+        cost = cost_of(space, space.assign([0] * len(space.decisions)))
+        if cost.bops:
+            return (Budget(BudgetKind.BITS, cost.effective_bits),)
+    return config.budgets or (default_budget(space, target.default_bits),)
 
 
 def _settings(

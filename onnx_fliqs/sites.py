@@ -378,6 +378,15 @@ class SearchSpace:
         }
         return {layer.name: chosen[layer.name] for layer in self.layers}
 
+    def fixed(self, chosen: PrecisionMap) -> "SearchSpace":
+        """The space that leaves every layer one choice: its precision here."""
+        names = {precision.name for precision in self.precisions}
+        layers = (
+            replace(layer, excluded=frozenset(names - {chosen[layer.name].name}))
+            for layer in self.layers
+        )
+        return replace(self, layers=tuple(layers))
+
     @property
     def needs_mantissa(self) -> bool:
         """Whether a site has to round to a mantissa: any float format but float32."""

@@ -42,6 +42,8 @@ class Strategy(enum.Enum):
     """The most precise format that every layer can have."""
     RANDOM = "random"
     """Any assignment that spends the budget."""
+    FIXED = "fixed"
+    """The one that is given: nothing is chosen, so there is no budget."""
 
 
 def single_changes(costs: CostTable) -> list[Choices]:
