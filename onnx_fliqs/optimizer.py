@@ -1,12 +1,13 @@
 """The optimizer as an ONNX model: Adam with steps relative to each tensor's size."""
 
+import enum
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import onnx
 from onnx import parser
 
-__all__ = ["build_optimizer"]
+__all__ = ["Optimizer", "build_optimizer"]
 
 BETA1: Final = 0.9
 BETA2: Final = 0.999
@@ -17,20 +18,34 @@ _VECTOR_FLOOR: Final = 1e-3
 _TENSOR_FLOOR: Final = 1e-8
 
 
+class Optimizer(enum.Enum):
+    """How a tensor p steps, given the moments m^ and v^ of its gradient (their means)."""
+
+    RELATIVE_ADAM = "relative-adam"
+    """lr * size(p) * m^ / sqrt(v^), size(p) = max(rms(p), floor). Multiplying by the size of p
+    makes one learning rate fit tensors of any scale, as in Adafactor (Shazeer and Stern 2018,
+    section 8) and LAMB (You et al. 2020)."""
+    RELATIVE_MOMENTUM = "relative-momentum"
+    """lr * size(p) * m^ / sqrt(mean(v^)): gradient descent with momentum, normalized for each
+    tensor as a whole (NovoGrad, Ginsburg et al. 2019)."""
+    ADAM = "adam"
+    """lr * m^ / sqrt(v^): Adam as published (Kingma and Ba 2015)."""
+
+
 def build_optimizer(
-    shapes: Mapping[str, Sequence[int]], shares: Sequence[float]
+    shapes: Mapping[str, Sequence[int]],
+    shares: Sequence[float],
+    optimizer: Optimizer = Optimizer.RELATIVE_ADAM,
 ) -> onnx.ModelProto:
     """Build the update of all parameters from the gradients of the parts of a batch.
 
-    With g the weighted mean of the parts' gradients, shortened where its length exceeds
-    4 times its running mean, and m, v the moments of Adam (Kingma and Ba 2015), each tensor p
-    takes the step lr * max(rms(p), floor) * m^ / sqrt(v^). Multiplying by the size of p makes
-    one learning rate fit tensors of any scale, as in Adafactor (Shazeer and Stern 2018,
-    section 8) and LAMB (You et al. 2020). Where the gradient is not finite, nothing changes.
+    The gradient is the weighted mean of the parts' gradients, shortened where its length
+    exceeds 4 times its running mean. Where it is not finite, nothing changes.
 
     Args:
         shapes: Parameter name → shape, in the order in which the gradients are flattened.
         shares: Each part's share of the batch; they add up to 1.
+        optimizer: The step that follows from it.
 
     Returns:
         A model. Inputs: ``p<i>`` for each parameter, ``g<j>`` for each part, ``m`` and ``v``
@@ -38,12 +53,10 @@ def build_optimizer(
         ``correction1`` and ``correction2`` (1 / (1 - beta^t)). Outputs: ``p<i>_next``,
         ``m_next``, ``v_next``, ``length_next`` and ``norm``, the length of this gradient.
     """
-    indices = range(len(shapes))
     lines = [
         *_gradient_lines(shares),
         *_moment_lines(),
-        "step = Div (m_corrected, deviation)",
-        f"{', '.join(f'u{i}' for i in indices)} = Split <axis = 0> (step, sizes)",
+        *_direction_lines(len(shapes), optimizer),
         "rate = Where (ok, lr, zero)",
     ]
     initializers = ["int64[1] flat = {-1}"]
@@ -56,12 +69,17 @@ def build_optimizer(
         floor = "vector_floor" if len(shape) <= 1 else "tensor_floor"
         dims = ", ".join(str(d) for d in shape)
         initializers.append(f"int64[{len(shape)}] shape{i} = {{{dims}}}")
+        if optimizer is Optimizer.ADAM:
+            lines.append(f"rate{i} = Identity (rate)")
+        else:
+            lines += [
+                f"square{i} = Mul (p{i}, p{i})",
+                f"mean{i} = ReduceMean <keepdims = 0> (square{i})",
+                f"rms{i} = Sqrt (mean{i})",
+                f"size{i} = Max (rms{i}, {floor})",
+                f"rate{i} = Mul (rate, size{i})",
+            ]
         lines += [
-            f"square{i} = Mul (p{i}, p{i})",
-            f"mean{i} = ReduceMean <keepdims = 0> (square{i})",
-            f"rms{i} = Sqrt (mean{i})",
-            f"size{i} = Max (rms{i}, {floor})",
-            f"rate{i} = Mul (rate, size{i})",
             f"scaled{i} = Mul (u{i}, rate{i})",
             f"shaped{i} = Reshape (scaled{i}, shape{i})",
             f"p{i}_next = Sub (p{i}, shaped{i})",
@@ -154,6 +172,29 @@ def _moment_lines() -> list[str]:
         "v_next = Where (ok, v_blended, v)",
         "m_corrected = Mul (m_next, correction1)",
         "v_corrected = Mul (v_next, correction2)",
-        "root = Sqrt (v_corrected)",
-        "deviation = Add (root, epsilon)",
     ]
+
+
+def _direction_lines(count: int, optimizer: Optimizer) -> list[str]:
+    """For each parameter, the direction of its step, about 1 in size."""
+
+    def split(source: str, prefix: str) -> str:
+        names = ", ".join(f"{prefix}{i}" for i in range(count))
+        return f"{names} = Split <axis = 0> ({source}, sizes)"
+
+    if optimizer is not Optimizer.RELATIVE_MOMENTUM:
+        return [
+            "root = Sqrt (v_corrected)",
+            "deviation = Add (root, epsilon)",
+            "step = Div (m_corrected, deviation)",
+            split("step", "u"),
+        ]
+    lines = [split("m_corrected", "first"), split("v_corrected", "second")]
+    for i in range(count):
+        lines += [
+            f"power{i} = ReduceMean <keepdims = 0> (second{i})",
+            f"root{i} = Sqrt (power{i})",
+            f"deviation{i} = Add (root{i}, epsilon)",
+            f"u{i} = Div (first{i}, deviation{i})",
+        ]
+    return lines

@@ -19,7 +19,7 @@ from onnx_fliqs.gradient import GRADIENT, build_gradient, promote_initializers
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.kernels import for_fast_kernels
 from onnx_fliqs.objective import Objective
-from onnx_fliqs.optimizer import BETA1, BETA2, build_optimizer
+from onnx_fliqs.optimizer import BETA1, BETA2, Optimizer, build_optimizer
 from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, unquantized
 from onnx_fliqs.payload import is_plain, settle, shareable
@@ -103,6 +103,7 @@ class TrainStep:
         teacher: ir.Model,
         parts: Sequence[int],
         workers: int,
+        optimizer: Optimizer = Optimizer.RELATIVE_ADAM,
     ) -> None:
         """Build the sessions.
 
@@ -113,6 +114,7 @@ class TrainStep:
             teacher: The float model.
             parts: Samples of each part of a training batch.
             workers: Parts and evaluations that run side by side.
+            optimizer: How weights follow their gradients.
         """
         self.objective = objective
         self._parameters = tuple(parameters)
@@ -146,9 +148,10 @@ class TrainStep:
                 fuse_quantized=False,
             )
             shapes = {name: t.shape.numpy() for name, t in self._initial.items()}
-            optimizer = build_optimizer(shapes, [part / sum(parts) for part in parts])
+            shares = [part / sum(parts) for part in parts]
+            update = build_optimizer(shapes, shares, optimizer)
             self._optimizer = make_session(
-                optimizer, level=OptimizationLevel.BASIC, threads=workers, frugal=frugal
+                update, level=OptimizationLevel.BASIC, threads=workers, frugal=frugal
             )
 
     def _with_loss(self) -> ir.Model:
@@ -197,8 +200,8 @@ class TrainStep:
             state: Before the step.
             parts: The batch, cut as ``parts`` of the constructor says.
             values: The formats in force.
-            lr: Relative learning rate: a weight changes by about this share of its tensor's
-                root mean square.
+            lr: Learning rate; a relative one is the share of a tensor's root mean square by
+                which its weights change.
 
         Returns:
             The state after the step, and its loss (mean over the batch).
@@ -282,6 +285,20 @@ class TrainStep:
                 candidates,
             )
         )
+
+    def judge_each(
+        self, state: TrainState, batch: Batch, candidates: Sequence[SiteValues]
+    ) -> list[tuple[dict[str, Array], float]]:
+        """The judged outputs and the loss of several assignments on the same batch."""
+        names = self.objective.outputs
+        teacher = self._teach(batch)
+        rows = self._pool.map(
+            lambda values: self._run(
+                self._forward, state, batch, teacher, values, [*names, LOSS]
+            ),
+            candidates,
+        )
+        return [(dict(zip(names, row, strict=False)), float(row[-1])) for row in rows]
 
     def judge(
         self, state: TrainState, batches: Sequence[Batch], values: SiteValues
