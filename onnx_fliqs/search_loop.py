@@ -67,6 +67,7 @@ from onnx_fliqs.report import SearchResult, layer_reports
 from onnx_fliqs.runtime import load_training, make_session
 from onnx_fliqs.search_setup import Setup, set_up
 from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
+from onnx_fliqs.signs import positive_sites
 from onnx_fliqs.sites import ScaleTable, SiteValues
 from onnx_fliqs.strategies import (
     Strategy,
@@ -199,7 +200,7 @@ class _Run:
         self._parts = _part_sizes(setup.train, config)
         searchable = setup.prepared.canonical.clone()
         InsertSearchSitesPass(space)(searchable)
-        positive = {site.name for site in space.sites if site.negative == 0}
+        positive = positive_sites(setup.prepared.canonical, space)
         SpecialiseSitesPass(space.byte_sites, positive)(searchable)
         outputs = setup.objective.outputs
         self._step = TrainStep(

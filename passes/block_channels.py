@@ -15,7 +15,12 @@ from onnx_fliqs.passes._blocked_convolution import (
     from_blocked,
     to_blocked,
 )
-from onnx_fliqs.passes._graph import constant_of, is_standard, with_bodies
+from onnx_fliqs.passes._graph import (
+    constant_of,
+    is_standard,
+    require_opset,
+    with_bodies,
+)
 from onnx_fliqs.passes._ops import Ops, known_shape
 
 __all__ = ["BlockChannelsPass"]
@@ -49,7 +54,7 @@ class BlockChannelsPass(ir.passes.InPlacePass):
     elementwise operator stays in blocked channels where one of its operands is; everything
     else reads images as they were.
 
-    Requires: inferred shapes and types; no functions.
+    Requires: opset 13; inferred shapes and types; no functions.
     Ensures: the same outputs and signature, to within float rounding. Convolutions whose
         numbers of channels are no multiples of the block, or whose sizes are unknown, stay.
     Idempotent: convolutions in blocked channels are left alone.
@@ -66,6 +71,12 @@ class BlockChannelsPass(ir.passes.InPlacePass):
         super().__init__()
         self._block = block
         self._batch = batch
+
+    def requires(self, model: ir.Model) -> None:
+        """Check the opset, and that nothing is hidden in functions."""
+        require_opset(model, 13)
+        if model.functions:
+            raise ir.passes.PreconditionError("there are functions")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Go through the main graph in the order of execution."""
