@@ -54,7 +54,7 @@ class BlockChannelsPass(ir.passes.InPlacePass):
     elementwise operator stays in blocked channels where one of its operands is; everything
     else reads images as they were.
 
-    Requires: opset 13; inferred shapes and types; no functions.
+    Requires: opset 13; inferred shapes and types; calls of functions are inlined.
     Ensures: the same outputs and signature, to within float rounding. Convolutions whose
         numbers of channels are no multiples of the block, or whose sizes are unknown, stay.
     Idempotent: convolutions in blocked channels are left alone.
@@ -73,10 +73,8 @@ class BlockChannelsPass(ir.passes.InPlacePass):
         self._batch = batch
 
     def requires(self, model: ir.Model) -> None:
-        """Check the opset, and that nothing is hidden in functions."""
+        """Check the opset."""
         require_opset(model, 13)
-        if model.functions:
-            raise ir.passes.PreconditionError("there are functions")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Go through the main graph in the order of execution."""
