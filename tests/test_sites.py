@@ -270,13 +270,26 @@ def test_the_gradient_of_bytes_passes_inside_the_clipping_range(fmt: Format) -> 
 @pytest.mark.parametrize("fmt", EVERY_POSITIVE, ids=lambda fmt: fmt.name)
 def test_the_gradient_of_what_is_never_negative_passes_up_to_the_end(fmt: Format) -> None:
     rng = np.random.default_rng(3)
-    scale = f32([0.5, 2.0])
     end = min(fmt.max, 1e30)
-    x = (rng.uniform(0, 2 * end, (2, 256)) * scale[:, None]).astype(np.float32)
-    x[:, 0] = 0
-    weights = rng.standard_normal(x.shape).astype(np.float32)
-    expected = np.where(x / scale[:, None] <= grid_code(fmt).hi, weights, 0)
-    np.testing.assert_array_equal(gradient(x, scale, weights, POSITIVE_SITE, fmt), expected)
+    for scale in f32([0.5, 2.0]):
+        x = (rng.uniform(0, 2 * end, (2, 256)) * scale).astype(np.float32)
+        x[:, 0] = 0
+        weights = rng.standard_normal(x.shape).astype(np.float32)
+        expected = np.where(x / scale <= grid_code(fmt).hi, weights, 0)
+        np.testing.assert_array_equal(
+            gradient(x, scale, weights, POSITIVE_SITE, fmt), expected
+        )
+
+
+@BOTH_SITES
+def test_the_value_that_the_scale_was_taken_from_keeps_its_gradient(
+    function: str, fmt: Format
+) -> None:
+    # Divided by its scale, it may round to a number just above the largest.
+    largest = np.random.default_rng(4).uniform(0.1, 10, (512, 1)).astype(np.float32)
+    scale = (largest[:, 0] / np.float32(min(fmt.max, 1e30))).astype(np.float32)
+    ones = np.ones_like(largest)
+    np.testing.assert_array_equal(gradient(largest, scale, ones, function, fmt), ones)
 
 
 @pytest.mark.parametrize("bound", ["lo", "hi"])
