@@ -87,7 +87,9 @@ def in_runtime(x: Array, scale: Array, function: str, fmt: Format, level: str) -
     """Quantize rows with their scales, in ONNX Runtime."""
     code = grid_code(fmt)._asdict()
     feeds = {name: np.array(code[name], np.float32) for name in FIELDS[function]}
-    feeds["scale"] = np.reshape(scale, () if function == BYTE_SITE else (-1, 1))
+    feeds["scale"] = np.reshape(
+        scale, () if function in (BYTE_SITE, POSITIVE_SITE) else (-1, 1)
+    )
     result = site_session(function, level).run(None, {"x": x, **feeds})[0]
     return np.asarray(result)
 
@@ -227,7 +229,9 @@ def gradient_session(function: str) -> ort.InferenceSession:
 def gradient(x: Array, scale: Array, weights: Array, function: str, fmt: Format) -> Array:
     code = grid_code(fmt)._asdict()
     feeds = {name: np.array(code[name], np.float32) for name in FIELDS[function]}
-    feeds["scale"] = np.reshape(scale, () if function == BYTE_SITE else (-1, 1))
+    feeds["scale"] = np.reshape(
+        scale, () if function in (BYTE_SITE, POSITIVE_SITE) else (-1, 1)
+    )
     feeds |= {"x": x, "weights": weights}
     return np.asarray(gradient_session(function).run([GRADIENT], feeds)[0]).reshape(x.shape)
 
