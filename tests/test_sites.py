@@ -53,14 +53,15 @@ BYTES: list[Format] = [f for f in EVERY if isinstance(f, IntFormat) and f.bits <
 BYTES += [
     unsigned_variant(FORMATS[f"int{b}"], share) for b in (2, 4, 8) for share in (0.15, 1)
 ]
+_ONE_SCALE = (BYTE_SITE, POSITIVE_SITE)
 EVERY_POSITIVE = [*EVERY, unsigned_variant(FORMATS["int8"], 0.15)]
 BOTH_SITES = pytest.mark.parametrize(("function", "fmt"), PAIRS, ids=IDS)
 _HEADER = '<ir_version: 10, opset_import: ["" : 21, "onnx_fliqs" : 1]>'
 
 
 def site_model(function: str) -> ir.Model:
-    """One site of a [rows, columns] value, with a scale per row; of bytes, with one."""
-    scale = "float" if function == BYTE_SITE else "float[S,1]"
+    """One site of a [rows, columns] value, with a scale per row, or with one."""
+    scale = "float" if function in _ONE_SCALE else "float[S,1]"
     codes = ", ".join(f"float {name}" for name in FIELDS[function])
     names = ", ".join(FIELDS[function])
     built = model(
@@ -83,13 +84,15 @@ def site_session(function: str, level: str) -> ort.InferenceSession:
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
+def _shaped(scale: Array, function: str) -> Array:
+    return np.reshape(scale, () if function in _ONE_SCALE else (-1, 1))
+
+
 def in_runtime(x: Array, scale: Array, function: str, fmt: Format, level: str) -> Array:
     """Quantize rows with their scales, in ONNX Runtime."""
     code = grid_code(fmt)._asdict()
     feeds = {name: np.array(code[name], np.float32) for name in FIELDS[function]}
-    feeds["scale"] = np.reshape(
-        scale, () if function in (BYTE_SITE, POSITIVE_SITE) else (-1, 1)
-    )
+    feeds["scale"] = _shaped(scale, function)
     result = site_session(function, level).run(None, {"x": x, **feeds})[0]
     return np.asarray(result)
 
@@ -137,10 +140,11 @@ def test_a_site_of_bytes_computes_the_reference_bit_for_bit(fmt: Format, level: 
 def test_a_site_of_what_is_never_negative_computes_the_reference_bit_for_bit(
     fmt: Format, level: str
 ) -> None:
-    scale = f32([1.0, 0.037, 2.7e-4, 811.0])
-    x = np.abs(interesting(fmt))[None, :].clip(max=1e30) * scale[:, None]
-    expected = fake_quantize(x, scale[:, None], fmt)
-    np.testing.assert_array_equal(in_runtime(x, scale, POSITIVE_SITE, fmt, level), expected)
+    for scale in f32([1.0, 0.037, 2.7e-4, 811.0]):
+        x = np.abs(interesting(fmt))[None, :].clip(max=1e30) * scale
+        expected = fake_quantize(x, scale, fmt)
+        found = in_runtime(x, np.array(scale), POSITIVE_SITE, fmt, level)
+        np.testing.assert_array_equal(found, expected)
 
 
 _FINITE = st.floats(-(2.0**66), 2.0**66, width=32)
@@ -229,9 +233,7 @@ def gradient_session(function: str) -> ort.InferenceSession:
 def gradient(x: Array, scale: Array, weights: Array, function: str, fmt: Format) -> Array:
     code = grid_code(fmt)._asdict()
     feeds = {name: np.array(code[name], np.float32) for name in FIELDS[function]}
-    feeds["scale"] = np.reshape(
-        scale, () if function in (BYTE_SITE, POSITIVE_SITE) else (-1, 1)
-    )
+    feeds["scale"] = _shaped(scale, function)
     feeds |= {"x": x, "weights": weights}
     return np.asarray(gradient_session(function).run([GRADIENT], feeds)[0]).reshape(x.shape)
 
@@ -281,7 +283,7 @@ def test_the_gradient_of_what_is_never_negative_passes_up_to_the_end(fmt: Format
         weights = rng.standard_normal(x.shape).astype(np.float32)
         expected = np.where(x / scale <= grid_code(fmt).hi, weights, 0)
         np.testing.assert_array_equal(
-            gradient(x, scale, weights, POSITIVE_SITE, fmt), expected
+            gradient(x, np.array(scale), weights, POSITIVE_SITE, fmt), expected
         )
 
 
