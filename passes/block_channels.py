@@ -239,7 +239,7 @@ class _Work:
         if len(shapes) != 1 or len(next(iter(shapes))) != _IMAGE:
             return False
         (shape,) = shapes
-        if node.op_type == "Relu" and self._fuse_relu(node, shape):
+        if self._fuse_activation(node, shape):
             return True
         if node.outputs[0].dtype not in _EXACT or any(
             image.dtype is not ir.DataType.FLOAT
@@ -252,17 +252,23 @@ class _Work:
         self._computed(node.outputs[0], result, shape)
         return True
 
-    def _fuse_relu(self, node: ir.Node, shape: Sequence[int | str]) -> bool:
+    def _fuse_activation(self, node: ir.Node, shape: Sequence[int | str]) -> bool:
         """Let the convolution in front compute it, if nothing else reads that."""
-        (image,) = node.inputs
-        assert image is not None
+        image = node.inputs[0]
+        parameters = _parameters(node)
+        if parameters is None or image is None or image not in self._native:
+            return False
         blocked = self._blocked[image]
         maker = blocked.producer()
-        if maker is None or maker.op_type != "Conv" or len(image.uses()) > 1:
+        if maker is None or maker.op_type != "Conv" or "activation" in maker.attributes:
             return False
-        if blocked.uses() or image.is_graph_output():
+        if blocked.uses() or len(image.uses()) > 1 or image.is_graph_output():
             return False
-        maker.attributes["activation"] = ir.AttrString("activation", "Relu")
+        maker.attributes["activation"] = ir.AttrString("activation", node.op_type)
+        if parameters:
+            maker.attributes["activation_params"] = ir.AttrFloat32s(
+                "activation_params", parameters
+            )
         self._computed(node.outputs[0], blocked, shape)
         return True
 
@@ -271,6 +277,16 @@ def _wanted(node: ir.Node) -> list[ir.Value | None]:
     """Those of the three gradients of a convolution that are read."""
     values = [value if value.name else None for value in node.outputs]
     return [*values, None, None][:3]
+
+
+def _parameters(node: ir.Node) -> list[float] | None:
+    """Those of an activation that a convolution can compute; None if it cannot."""
+    if is_standard(node, "Relu"):
+        return []
+    bounds = [constant_of(value) for value in node.inputs[1:]]
+    if not is_standard(node, "Clip") or len(bounds) != 2 or None in bounds:
+        return None
+    return [float(bound.item()) for bound in bounds if bound is not None]
 
 
 def _is_number(value: ir.Value) -> bool:

@@ -306,7 +306,7 @@ def does(after: ir.Model) -> str:
 GRAPHS = {
     "alone": ("[r] y = Identity (c)", "> Conv Identity <"),
     "relu": ("[r] y = Relu (c)", "> Conv <"),
-    "relu twice": ("[r] d = Relu (c) [s] y = Relu (d)", "> Conv <"),
+    "relu twice": ("[r] d = Relu (c) [s] y = Relu (d)", "> Conv Relu <"),
     "relu, two readers": ("[r] d = Relu (c) [s] y = Mul (d, c)", "> Conv Relu Mul <"),
     "chain": ("[r] d = Relu (c) [b] y = Conv (d, v)", "> Conv Conv <"),
     "without names": ("d = Relu (c) y = Conv (d, v)", "> Conv Conv <"),
