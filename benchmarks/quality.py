@@ -1,27 +1,32 @@
 """Search against the baselines, at equal cost, steps and data.
 
-For each model, space and budget: the search, and every baseline of the tool (``--strategy``),
-and the search's own assignment without training (``ptq``); several seeds. What is emitted is
-kept in the folder; only when all runs are done, test data is read, and a table and a plot are
-written there. Stopped, it goes on where it was. ::
+For each model, space, budget and seed: the search; the baselines of the tool (``--strategy``);
+what the search chose, trained alone for as many steps (``retrain``) and not trained at all
+(``ptq``). Beside them uniform formats, each at its own cost (``uniform``). All have the
+same data, step, optimizer and learning rate. ::
 
+    python benchmarks/quality.py FOLDER --quick              # everything, in minutes
     python benchmarks/quality.py FOLDER --models resnet20 --spaces int-l --bits 4.28 5
-    python benchmarks/quality.py FOLDER --quick        # few steps, one budget, one seed
+    python benchmarks/quality.py FOLDER --report             # of all that lies in the folder
+
+Runs are lines of ``runs.jsonl``; what is there is not run again, so a stopped benchmark goes
+on where it was, and several processes may fill one folder, each with runs of its own. Test
+data is read by the report alone (``quality_report.py``), when the runs are done.
 """
 
 import argparse
-import itertools
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from common import provenance
+from quality_report import report
+from quality_runs import SPACES, Run, data_file, read_rows
 from tasks import TASKS
 
 from onnx_fliqs import (
@@ -29,206 +34,180 @@ from onnx_fliqs import (
     Budget,
     BudgetKind,
     SearchConfig,
+    SearchResult,
     Strategy,
     emit,
-    evaluate,
     search,
 )
+from onnx_fliqs.data import input_specs, load_npz
 from onnx_fliqs.errors import InfeasibleError
+from onnx_fliqs.model import load_model
 
-SPACES = {
-    "int-s": "int-s",
-    "int-l": "int-l",
-    "fp-s": "fp-s",
-    "fp-l": "fp-l",
-    "int+fp": "int4,int5,int6,int8,e2m1,e3m2,e4m3",
-}
-PTQ = "ptq"
-_QUICK_STEPS = 60
+_SEARCH: Final = Strategy.FLIQS.value
+_UNIFORM: Final = Strategy.UNIFORM.value
+_PTQ: Final = "ptq"
+_RETRAIN: Final = "retrain"
+_STRATEGIES: Final = (_SEARCH, "ilp", "greedy", "random", _UNIFORM, _RETRAIN, _PTQ)
+"""The search first: without it there is no assignment for ``retrain`` and ``ptq``."""
+_PTQ_SAMPLES: Final = 2000
+"""Training samples for ``ptq``, which calibrates on a few hundred and measures the others."""
+_MODELS: Final = ("resnet20", "mobilenetv2", "vit")
 
 
 @dataclass(frozen=True)
-class Run:
-    """One cell of the table, for one seed."""
+class _Defaults:
+    """What options that were not given stand for."""
 
-    model: str
-    space: str
-    bits: float
-    strategy: str
-    seed: int
+    spaces: tuple[str, ...]
+    bits: tuple[float, ...] | None
+    """None: the budgets of each space."""
+    formats: tuple[str, ...] | None
+    """None: those of each space."""
+    seeds: tuple[int, ...]
+    steps: int
+    batch_size: int
 
-    @property
-    def name(self) -> str:
-        """Of its files."""
-        return f"{self.model}_{self.space}_{self.bits:g}_{self.strategy}_{self.seed}"
+
+_FULL: Final = _Defaults(tuple(SPACES), None, None, (0, 1, 2), 300, 128)
+_QUICK: Final = _Defaults(("int-l",), (4.28,), ("int4", "int8"), (0,), 30, 64)
 
 
 def _runs(options: argparse.Namespace) -> Iterator[Run]:
-    """The search first: without it there is no assignment for ``ptq``."""
-    strategies = sorted(options.strategies, key=lambda name: (name == PTQ, name != "fliqs"))
-    yield from (
-        Run(model, space, bits, strategy, seed)
-        for seed, model, space, bits, strategy in itertools.product(
-            options.seeds, options.models, options.spaces, options.bits, strategies
-        )
+    """Seed by seed, so that a benchmark that is stopped has seen everything once."""
+    chosen = [name for name in _STRATEGIES if name in options.strategies]
+    for seed, model in product(options.seeds, options.models):
+        formats = options.formats or [f for s in options.spaces for f in SPACES[s].uniform]
+        settings = seed, options.steps, options.batch_size
+        if _UNIFORM in chosen:
+            for name in dict.fromkeys(formats):
+                yield Run(model, name, None, _UNIFORM, *settings)
+        for space in options.spaces:
+            for bits in options.bits or SPACES[space].budgets:
+                for strategy in chosen:
+                    if strategy != _UNIFORM:
+                        yield Run(model, space, bits, strategy, *settings)
+
+
+def _execute(run: Run, folder: Path, workers: int | None) -> dict[str, Any]:
+    """Search, train or emit; nothing here reads test data."""
+    data = data_file(folder, run.model, "train")
+    model = TASKS[run.model].model
+    if run.strategy == _PTQ:
+        samples = load_npz(data, input_specs(load_model(model)))
+        result = emit(model, _found(run, folder), samples.take(np.arange(_PTQ_SAMPLES)))
+    else:
+        result = search(model, data, _config(run, folder, workers))
+    result.save(folder / f"{run.name}.onnx")
+    return {**_measured(result), "workers": workers}
+
+
+def _config(run: Run, folder: Path, workers: int | None) -> SearchConfig:
+    """Settings that differ in nothing but how the assignment is chosen."""
+    strategy, space, budget, assignment = Strategy.FIXED, None, None, None
+    if run.strategy == _RETRAIN:
+        assignment = _found(run, folder)
+    else:
+        strategy = Strategy(run.strategy)
+        space = SPACES[run.space].formats if run.space in SPACES else run.space
+        budget = None if run.bits is None else Budget(BudgetKind.BITS, run.bits)
+    return SearchConfig(
+        strategy=strategy,
+        space=space,
+        budget=budget,
+        assignment=assignment,
+        steps=run.steps,
+        batch_size=run.batch_size,
+        seed=run.seed,
+        workers=workers,
     )
 
 
-def _execute(run: Run, options: argparse.Namespace) -> dict[str, Any]:
-    """Search or emit; nothing here reads test data."""
-    folder = Path(options.folder)
-    data = _data_file(folder, run.model, "train")
-    output = folder / f"{run.name}.onnx"
-    model = TASKS[run.model].model
-    if run.strategy == PTQ:
-        searched = Run(run.model, run.space, run.bits, "fliqs", run.seed)
-        text = (folder / f"{searched.name}.assignment.json").read_text(encoding="utf-8")
-        result = emit(model, Assignment.from_json(text), data)
-    else:
-        config = SearchConfig(
-            space=SPACES[run.space],
-            budget=Budget(BudgetKind.BITS, run.bits),
-            strategy=Strategy(run.strategy),
-            steps=options.steps,
-            batch_size=options.batch_size,
-            seed=run.seed,
-        )
-        result = search(model, data, config)
-    result.save(output)
+def _found(run: Run, folder: Path) -> Assignment:
+    """The assignment of the search with the same settings."""
+    return Assignment.read(folder / f"{run.with_strategy(_SEARCH).name}.assignment.json")
+
+
+def _measured(result: SearchResult) -> dict[str, Any]:
     return {
-        **vars(run),
         "effective_bits": result.cost.effective_bits,
         "bops": result.cost.bops,
         "bytes": result.cost.weight_bytes,
+        "float_held_out": result.float_quality,
         "held_out": result.quantized_quality,
         "entropy": result.entropy,
-        "steps": result.steps,
-        "seconds": round(result.seconds, 1),
+        "doubts": None if result.convergence is None else list(result.convergence.doubts),
+        "seconds": round(result.seconds, 2),
     }
 
 
-def _data_file(folder: Path, model: str, part: str) -> Path:
-    path = folder / f"{model}.{part}.npz"
-    if not path.exists():
-        np.savez(path, **TASKS[model].arrays(part))
-    return path
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _run_all(options: argparse.Namespace, log: Path) -> list[dict[str, Any]]:
-    done = {_key(row) for row in _rows(log)}
-    for run in _runs(options):
-        if _key(vars(run)) in done:
+def _run_all(runs: Sequence[Run], folder: Path, workers: int | None) -> int:
+    """Run what is missing; returns how many runs had to be left out."""
+    log = folder / "runs.jsonl"
+    left_out = 0
+    for number, run in enumerate(runs, start=1):
+        rows = {Run.of(row): row for row in read_rows(log)}
+        if run in rows:
             continue
+        if run.strategy in (_PTQ, _RETRAIN):
+            searched = rows.get(run.with_strategy(_SEARCH))
+            if searched is None:
+                print(f"{run.name}: needs the run of {_SEARCH} first", file=sys.stderr)
+                left_out += 1
+                continue
+            if "refused" in searched:
+                continue
         try:
-            row = _execute(run, options)
+            row = _execute(run, folder, workers)
         except InfeasibleError as error:
-            row = {**vars(run), "refused": str(error)}
+            row = {"refused": str(error)}
+        line = json.dumps({**asdict(run), **row, **provenance()})
         with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**row, **provenance()}) + "\n")
-        print(run.name, row.get("held_out", row.get("refused")), file=sys.stderr, flush=True)
-    wanted = {_key(vars(run)) for run in _runs(options)}
-    return [row for row in _rows(log) if _key(row) in wanted]
+            file.write(f"{line}\n")
+        found = row.get("refused") or f"held-out {row['held_out']:.4f}, {row['seconds']:.0f} s"
+        print(f"{number}/{len(runs)} {run.name}: {found}", file=sys.stderr, flush=True)
+    return left_out
 
 
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("model", "space", "bits", "strategy", "seed"))
-
-
-def _tested(rows: Sequence[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Read the test data: every emitted model, and the float models."""
-    found = []
-    for row in rows:
-        if "refused" in row:
-            continue
-        data = _data_file(folder, row["model"], "test")
-        model = folder / f"{Run(*_key(row)).name}.onnx"
-        found.append({**row, "accuracy": evaluate(model, data).value})
-    return found
-
-
-# --- the report ----------------------------------------------------------------------------
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    cells: dict[tuple[str, str, float, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        cells[row["model"], row["space"], row["bits"], row["strategy"]].append(row)
-    lines = [
-        "| model | space | budget | strategy | seeds | accuracy | effective bits | kB | s |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for (model, space, bits, strategy), group in sorted(cells.items()):
-        accuracies = [100 * row["accuracy"] for row in group]
-        spread = f" ± {stdev(accuracies):.2f}" if len(group) > 1 else ""
-        lines.append(
-            f"| {model} | {space} | {bits:g} | {strategy} | {len(group)}"
-            f" | {fmean(accuracies):.2f}{spread}"
-            f" | {fmean(row['effective_bits'] for row in group):.2f}"
-            f" | {fmean(row['bytes'] for row in group) / 1000:.1f}"
-            f" | {fmean(row['seconds'] for row in group):.0f} |"
-        )
-    return "\n".join(lines)
-
-
-def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracy against BOPs and against bytes, a row of axes for each model."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        print("no plot: pip install matplotlib", file=sys.stderr)
-        return
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    models = sorted({row["model"] for row in rows})
-    figure, axes = plt.subplots(
-        len(models), 2, squeeze=False, figsize=(11, 4 * len(models)), layout="constrained"
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for line, model in zip(axes, models, strict=True):
-        for axis, cost in zip(line, ("bops", "bytes"), strict=True):
-            for strategy in sorted({row["strategy"] for row in rows}):
-                chosen = [r for r in rows if r["model"] == model and r["strategy"] == strategy]
-                axis.scatter(
-                    [r[cost] for r in chosen],
-                    [100 * r["accuracy"] for r in chosen],
-                    label=strategy,
-                    s=16,
-                )
-            axis.set(xlabel=cost, ylabel="test accuracy, %", title=model, xscale="log")
-        line[0].legend()
-    figure.savefig(path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--models", nargs="+", choices=TASKS, default=_MODELS)
+    parser.add_argument("--spaces", nargs="+", choices=SPACES)
+    parser.add_argument("--bits", nargs="+", type=float, help="budgets, for every space")
+    parser.add_argument("--formats", nargs="+", help="uniform formats, in place of a space's")
+    parser.add_argument("--strategies", nargs="+", choices=_STRATEGIES, default=_STRATEGIES)
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--workers", type=int, help="threads of a search (default: all cores)")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="other defaults: one budget, one space, one seed, few steps; ten minutes at most",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--report", action="store_true", help="report only: nothing is run")
+    what.add_argument("--runs-only", action="store_true", help="leave the report for later")
+    options = parser.parse_args()
+    for name, value in vars(_QUICK if options.quick else _FULL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
 
 
 def main() -> None:
-    """Run what is missing, then test and report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--models", nargs="+", choices=TASKS, default=["resnet20"])
-    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=["int-l"])
-    parser.add_argument("--bits", nargs="+", type=float, default=[4.28, 4.5, 5.0, 6.0])
-    names = [*(strategy.value for strategy in Strategy), PTQ]
-    parser.add_argument("--strategies", nargs="+", choices=names, default=names)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--quick", action="store_true", help="few steps, one budget, one seed")
-    options = parser.parse_args()
-    if options.quick:
-        options.steps, options.seeds, options.bits = _QUICK_STEPS, [0], [4.5]
-    folder = options.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = _tested(_run_all(options, folder / "runs.jsonl"), folder)
-    table = _table(rows)
-    (folder / "quality.md").write_text(f"{table}\n", encoding="utf-8")
-    _plot(rows, folder / "quality.svg")
-    print(table)
-    print(json.dumps({"steps": options.steps, **provenance()}))
+    """Run what is missing, then test and report all that the folder holds."""
+    options = _options()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    left_out = 0
+    if not options.report:
+        left_out = _run_all(list(_runs(options)), options.folder, options.workers)
+    if not options.runs_only:
+        print(report(options.folder))
+    if left_out:
+        sys.exit(f"{left_out} runs were left out")
 
 
 if __name__ == "__main__":

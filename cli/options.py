@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from onnx_fliqs.errors import ConfigError, FliqsError
+
+if TYPE_CHECKING:
+    from onnx_fliqs.rules import Rule
 
 __all__ = [
     "TARGET_NAMES",
@@ -18,7 +21,9 @@ __all__ = [
     "model",
     "output",
     "remove_quantization",
+    "rules",
     "seed",
+    "separate",
     "target",
 ]
 
@@ -54,20 +59,51 @@ def data(required: bool, text: str) -> Callable[[_F], _F]:
     return file("--data", text, required=required)
 
 
-def target(default: str | None) -> Callable[[_F], _F]:
-    """The option --target."""
+def target(default: str | None, *, shown: str | None = None) -> Callable[[_F], _F]:
+    """The option --target, with the default as --help tells it where it depends."""
     return click.option(
         "--target",
         default=default,
+        show_default=shown or True,
         metavar="NAME|FILE",
         help=f"{', '.join(TARGET_NAMES)}, or a profile of your own (see `targets`).",
     )
+
+
+def rules(function: _F) -> _F:
+    """The option --rules, read; no rules without it."""
+    return click.option(
+        "--rules",
+        type=_FILE,
+        callback=_read_rules,
+        help="JSON file: what single layers may take, and which share a precision.",
+    )(function)
+
+
+def _read_rules(
+    ctx: click.Context, param: click.Parameter, value: Path | None
+) -> "tuple[Rule, ...]":
+    if value is None:
+        return ()
+    from onnx_fliqs.rules import read_rules
+
+    return read_rules(value)
 
 
 def seed(function: _F) -> _F:
     """The option --seed."""
     return click.option(
         "--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random."
+    )(function)
+
+
+def separate(function: _F) -> _F:
+    """The flag --separate."""
+    return click.option(
+        "--separate",
+        is_flag=True,
+        help="Choose the formats of weights and of activations apart: every pair of the"
+        " space's formats that the target runs.",
     )(function)
 
 

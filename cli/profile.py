@@ -16,6 +16,7 @@ __all__ = ["command"]
     "--space",
     help="Formats to measure: a name or a comma list, as for search.  [default: the target's]",
 )
+@options.separate
 @options.target("ort-cpu")
 @options.remove_quantization
 @click.option(
@@ -42,6 +43,7 @@ def command(
     model: Path,
     data: Path | None,
     space: str | None,
+    separate: bool,
     target: str,
     remove_quantization: bool,
     batch_size: int | None,
@@ -64,6 +66,7 @@ def command(
     config = ProfileConfig(
         target=target,
         space=space,
+        separate=separate,
         remove_quantization=remove_quantization,
         batch_size=batch_size,
         threads=threads,

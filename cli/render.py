@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from onnx_fliqs.api import Inspection
+    from onnx_fliqs.convergence import Convergence
     from onnx_fliqs.latency import LatencyTable
     from onnx_fliqs.latency_profile import ProfileProgress
     from onnx_fliqs.latency_report import LatencyReport
@@ -39,6 +40,8 @@ __all__ = [
 
 _PLAIN_LINES = 20
 """Lines of progress where there is no terminal."""
+_BLOCKS = "▁▂▃▄▅▆▇█"
+"""Of a curve, from its least to its largest number."""
 _WIDTH = 100
 """Columns of a table where there is no terminal."""
 
@@ -95,6 +98,7 @@ def print_result(result: "SearchResult") -> None:
     table = _layer_table(("layer", "op", "format", "bits", "params", "MACs", "cost"), 3)
     for layer in result.layers:
         notes = ["weights"] if layer.weight_only else []
+        notes += ["by rule"] if layer.rule else []
         notes += ["not trained"] if layer.reason and result.steps else []
         table.add_row(
             layer.name,
@@ -121,6 +125,9 @@ def print_result(result: "SearchResult") -> None:
         f" {_quantity(cost.weight_bytes)} bytes",
         markup=False,
     )
+    if len(result.budgets) > 1:
+        used = ", ".join(f"{b.used:.4g} of --{b.kind} {b.value:g}" for b in result.budgets)
+        console.print(f"budgets  {used}", markup=False, soft_wrap=True)
     if result.latency is not None:
         _print_latency(console, result.latency)
     samples = "held-out samples" if result.steps else "the calibration samples"
@@ -130,12 +137,43 @@ def print_result(result: "SearchResult") -> None:
         f" quantized {result.quantized_quality:{form}}",
         markup=False,
     )
+    if result.convergence is not None:
+        _print_convergence(console, result.convergence)
     console.print(
         f"checked  the graph computes what was searched; right in ONNX Runtime up to the"
         f" optimisation level {result.optimization_level.value!r}",
         markup=False,
         soft_wrap=True,
     )
+
+
+def _print_convergence(console: Console, found: "Convergence") -> None:
+    """A line for each curve, from its first number to its last."""
+    title = "curves"
+    for name, values in (
+        ("loss", found.curves.loss),
+        ("held-out", found.curves.held_out),
+        ("cost", found.curves.cost),
+        ("entropy", found.curves.entropy),
+    ):
+        known = [value for value in values if value is not None]
+        if len(known) > 1:
+            ends = f"{known[0]:.3g} to {known[-1]:.3g}"
+            console.print(
+                f"{title:8} {name:8} {_curve(values)} {ends}", markup=False, soft_wrap=True
+            )
+            title = ""
+
+
+def _curve(values: Sequence[float | None]) -> str:
+    """One character per point: its height, or a blank where nothing was measured."""
+    known = [value for value in values if value is not None]
+    low, unit = min(known), (max(known) - min(known)) / (len(_BLOCKS) - 1)
+
+    def block(value: float) -> str:
+        return _BLOCKS[round((value - low) / unit) if unit > 0 else 0]
+
+    return "".join(" " if value is None else block(value) for value in values)
 
 
 def _print_latency(console: Console, found: "LatencyReport") -> None:
@@ -229,6 +267,10 @@ def print_inspection(found: "Inspection") -> None:
     frozen = [(f"{x.op_type} {x.name}", x.frozen) for x in found.layers if x.frozen]
     _print_reasons(console, "not trained", frozen)
     _print_left_out(console, found)
+    ruled = [(x.name, ", ".join(found.choices[x.name])) for x in found.layers if x.rule]
+    _print_reasons(console, "by rule", ruled)
+    for names in found.shared:
+        console.print(f"one precision: {', '.join(names)}", markup=False, soft_wrap=True)
     params = sum(layer.params for layer in found.layers)
     macs = sum(layer.macs for layer in found.layers)
     console.print(

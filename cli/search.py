@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from onnx_fliqs.cli import options
-from onnx_fliqs.errors import ConfigError, InterruptedSearchError
+from onnx_fliqs.errors import InterruptedSearchError
 
 if TYPE_CHECKING:
     from onnx_fliqs.cost import Budget
+    from onnx_fliqs.rules import Rule
 
 __all__ = ["command"]
 
@@ -27,7 +28,9 @@ __all__ = ["command"]
     help="int-s, int-l, fp-s, fp-l, or formats joined by commas (int4,int8,e4m3)."
     "  [default: the target's]",
 )
-@options.target("generic")
+@options.separate
+@options.target(None, shown="generic, or the assignment's")
+@options.rules
 @options.remove_quantization
 @click.option("--bits", type=float, help="Budget: effective bits, sqrt(BOPs / MACs).")
 @click.option("--bops", type=float, help="Budget: BOPs as a fraction of uniform int8's.")
@@ -46,9 +49,13 @@ __all__ = ["command"]
 @click.option(
     "--strategy",
     type=click.Choice(["fliqs", "ilp", "greedy", "uniform", "random"]),
-    default="fliqs",
+    show_default="fliqs",
     help="How formats are chosen. All but fliqs choose before training: by an integer program"
     " or greedily from measured sensitivities, the best uniform format, or at random.",
+)
+@options.file(
+    "--assignment",
+    "Train this assignment, which a search wrote, in all steps: no search, no budget.",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=500, help="Training steps.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, help="Samples per step.")
@@ -84,14 +91,17 @@ def command(
     model: Path,
     data: Path | None,
     space: str | None,
-    target: str,
+    separate: bool,
+    target: str | None,
+    rules: "tuple[Rule, ...]",
     remove_quantization: bool,
     bits: float | None,
     bops: float | None,
     size: float | None,
     latency: float | None,
     latency_table: Path | None,
-    strategy: str,
+    strategy: str | None,
+    assignment: Path | None,
     steps: int,
     batch_size: int,
     learning_rate: float,
@@ -105,9 +115,12 @@ def command(
 ) -> None:
     """Search the format of each layer of MODEL and train its weights, within a budget.
 
+    Of several budgets, every one is met.
+
     Writes the quantized model, the assignment (.assignment.json) beside it, and while it runs
     a checkpoint folder. Ctrl-C stops; --resume continues to the same result.
     """
+    from onnx_fliqs.assignment import Assignment
     from onnx_fliqs.checkpoint import Checkpoint
     from onnx_fliqs.cli import render
     from onnx_fliqs.config import SearchConfig
@@ -117,14 +130,17 @@ def command(
     from onnx_fliqs.strategies import Strategy
 
     path = output or model.with_suffix(".fliqs.onnx")
-    assignment = path.with_suffix(".assignment.json")
+    chosen = path.with_suffix(".assignment.json")
     config = SearchConfig(
         target=target,
         space=space,
+        separate=separate,
+        rules=rules,
         remove_quantization=remove_quantization,
-        budget=_budget(bits, bops, size, latency),
+        budget=_budgets(bits, bops, size, latency),
         latency_table=None if latency_table is None else LatencyTable.read(latency_table),
-        strategy=Strategy(strategy),
+        strategy=Strategy(strategy or ("fliqs" if assignment is None else "fixed")),
+        assignment=None if assignment is None else Assignment.read(assignment),
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -132,10 +148,11 @@ def command(
         seed=seed,
         workers=threads,
     )
-    options.check_output(path, model, data, latency_table)
-    options.check_output(assignment, model, data, latency_table)
+    inputs = model, data, latency_table, assignment
+    options.check_output(path, *inputs)
+    options.check_output(chosen, *inputs)
     if trained is not None:
-        options.check_output(trained, model, data, latency_table, path, assignment)
+        options.check_output(trained, *inputs, path, chosen)
     folder = path.with_suffix(".checkpoint")
     if not resume:
         _set_aside(folder)
@@ -148,25 +165,25 @@ def command(
         raise InterruptedSearchError(
             f"{error}; the same command with --resume continues (checkpoint: {folder})"
         ) from None
-    result.save(path, assignment)
+    result.save(path, chosen)
     if trained is not None:
         assert result.trained is not None
         save_model(result.trained, trained)
     Checkpoint(folder, {}).remove()
     render.print_warnings(result.warnings)
     if as_json:
-        render.print_json(result.to_dict(path, assignment))
+        render.print_json(result.to_dict(path, chosen))
     else:
         render.print_result(result)
-        click.echo(f"wrote    {path}\n         {assignment}")
+        click.echo(f"wrote    {path}\n         {chosen}")
 
 
-def _budget(
+def _budgets(
     bits: float | None, bops: float | None, size: float | None, latency: float | None
-) -> "Budget | None":
+) -> "tuple[Budget, ...]":
     from onnx_fliqs.cost import Budget, BudgetKind
 
-    given = [
+    return tuple(
         Budget(kind, value)
         for kind, value in (
             (BudgetKind.BITS, bits),
@@ -175,10 +192,7 @@ def _budget(
             (BudgetKind.LATENCY, latency),
         )
         if value is not None
-    ]
-    if len(given) > 1:
-        raise ConfigError(f"one budget, please: got {' and '.join(map(str, given))}")
-    return given[0] if given else None
+    )
 
 
 def _set_aside(folder: Path) -> None:

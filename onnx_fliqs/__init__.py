@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from onnx_fliqs.latency import LatencyTable
     from onnx_fliqs.latency_profile import ProfileConfig, profile
     from onnx_fliqs.report import SearchResult
+    from onnx_fliqs.rules import Rule
     from onnx_fliqs.search_loop import search
     from onnx_fliqs.strategies import Strategy
 
@@ -37,6 +38,7 @@ __all__ = [
     "Dataset",
     "LatencyTable",
     "ProfileConfig",
+    "Rule",
     "SearchConfig",
     "SearchResult",
     "Strategy",
@@ -56,6 +58,7 @@ _MODULES: Final = {
     "Dataset": "data",
     "LatencyTable": "latency",
     "ProfileConfig": "latency_profile",
+    "Rule": "rules",
     "SearchConfig": "config",
     "SearchResult": "report",
     "Strategy": "strategies",

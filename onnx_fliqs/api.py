@@ -27,6 +27,7 @@ from onnx_fliqs.evaluation import (
 )
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.judged import exposed, judged_values
+from onnx_fliqs.legality import check_pairs
 from onnx_fliqs.model import load_model
 from onnx_fliqs.objective import Objective, choose_objective, quality
 from onnx_fliqs.passes.canonicalise import canonicalise
@@ -39,9 +40,10 @@ from onnx_fliqs.prepare import (
     with_weights,
 )
 from onnx_fliqs.report import SearchResult, layer_reports
+from onnx_fliqs.rules import Rule
 from onnx_fliqs.runtime import OptimizationLevel, make_session
 from onnx_fliqs.sites import Layer, Skipped
-from onnx_fliqs.target_files import parse_target, recorded_target
+from onnx_fliqs.target_files import parse_target
 from onnx_fliqs.targets import Target
 from onnx_fliqs.trainability import why_frozen
 from onnx_fliqs.validation import Validation, validate_graph
@@ -69,10 +71,12 @@ class Inspection:
 
     target: Target
     precisions: tuple[str, ...]
-    """The target's default search space."""
+    """The search space, with all its pairs where they are chosen apart."""
     layers: tuple[Layer, ...]
     choices: Mapping[str, tuple[str, ...]]
     """Layer name → names of the precisions that it can take, cheapest first."""
+    shared: tuple[tuple[str, ...], ...]
+    """Names of the layers that share a precision."""
     skipped: tuple[Skipped, ...]
     opset: int | None
     """Of the standard operators, in the file."""
@@ -95,9 +99,11 @@ class Inspection:
                     "reason": layer.frozen,
                     "weight_only": layer.weight_only,
                     "precisions": list(self.choices[layer.name]),
+                    "rule": layer.rule,
                 }
                 for layer in self.layers
             ],
+            "shared": [list(names) for names in self.shared],
             "skipped": [asdict(item) for item in self.skipped],
             "macs": sum(layer.macs for layer in self.layers),
             "params": sum(layer.params for layer in self.layers),
@@ -106,44 +112,63 @@ class Inspection:
 
 
 def inspect(
-    model: Path | ir.Model, *, target: str = "generic", remove_quantization: bool = False
+    model: Path | ir.Model,
+    *,
+    target: str = "generic",
+    space: str | None = None,
+    separate: bool = False,
+    rules: Sequence[Rule] = (),
+    remove_quantization: bool = False,
 ) -> Inspection:
     """List the layers of a model, what they cost, and what cannot be quantized or trained.
 
     Args:
         model: A float ONNX model.
         target: Name of a target, or path of a profile.
+        space: A named space or a comma list of formats; None: the target's own.
+        separate: Choose the formats of weights and of activations apart.
+        rules: For single layers.
         remove_quantization: Turn a quantized model back into a float model, not refuse it.
 
     Raises:
+        ConfigError: The target does not run the space, or lets no layer choose formats apart
+            that should; or a rule does not fit the model.
         ModelError: The model cannot be read, or nothing in it can be quantized.
     """
     profile = parse_target(target)
-    precisions = profile.space(None)
+    precisions = profile.space(space, separate=separate)
     source = _model(model)
     warnings = []
     try:
         prepared = prepare(
-            source, None, profile, precisions, remove_quantization=remove_quantization
+            source,
+            None,
+            profile,
+            precisions,
+            rules=rules,
+            remove_quantization=remove_quantization,
         )
     except (DataError, RunError, UnknownOperatorError) as error:
         # Multiply-accumulates are counted by running the model.
         canonical = canonicalise(source.clone(), remove_quantization=remove_quantization)
-        prepared = Prepared(canonical, find_layers(canonical, profile, precisions))
+        prepared = Prepared(canonical, find_layers(canonical, profile, precisions, rules))
         warnings.append(f"multiply-accumulates are not counted: {error}")
-    space = prepared.space
+    found = prepared.space
+    if separate:
+        check_pairs(found, profile)
     outputs = [judged.name for judged in judged_values(prepared.canonical)]
-    reasons = why_frozen(exposed(prepared.canonical, outputs), space.layers, outputs)
+    reasons = why_frozen(exposed(prepared.canonical, outputs), found.layers, outputs)
     return Inspection(
         profile,
         tuple(precision.name for precision in precisions),
-        tuple(replace(x, frozen=reasons.get(x.name)) for x in space.layers),
+        tuple(replace(x, frozen=reasons.get(x.name)) for x in found.layers),
         {
             name: tuple(precision.name for precision in choices)
-            for names, choices in zip(space.decisions, space.choices, strict=True)
+            for names, choices in zip(found.decisions, found.choices, strict=True)
             for name in names
         },
-        space.skipped,
+        tuple(names for names in found.decisions if len(names) > 1),
+        found.skipped,
         source.opset_imports.get(""),
         tuple(warnings),
     )
@@ -179,25 +204,16 @@ def emit(
         VerificationError: The emitted graph does not compute what was simulated.
     """
     started = time.monotonic()
-    profile = (
-        parse_target(target)
-        if target is not None
-        else recorded_target(assignment.target, "the assignment")
-    )
-    named = {name: profile.check(name) for name in assignment.layers.values()}
+    profile = assignment.own_target() if target is None else parse_target(target)
     source = _model(model)
     warnings = []
     dataset = None if data is None else _dataset(data, source)
-    precisions = set(named.values())
-    if all(precision.name == "float32" for precision in precisions):
-        # What the target has no kernel for is no layer of a search either.
-        precisions |= set(profile.space(None))
-    ordered = sorted(precisions, key=lambda precision: precision.order)
     prepared = prepare(
         source,
         dataset,
         profile,
-        ordered,
+        assignment.space(profile),
+        distinct=False,
         remove_quantization=remove_quantization,
         equalize=equalize,
         separate_biases=bias_correction and dataset is not None,
@@ -243,6 +259,7 @@ def emit(
         seconds=time.monotonic() - started,
         seed=_SEED,
         entropy=None,
+        convergence=None,
         strategy=None,
         warnings=(*warnings, *objective.notes, *emitted.warnings, *notes),
     )

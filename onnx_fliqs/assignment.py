@@ -10,6 +10,8 @@ from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.json_files import json_object, read_text
 from onnx_fliqs.precision import Precision, PrecisionMap, parse_precision
 from onnx_fliqs.sites import SearchSpace
+from onnx_fliqs.target_files import recorded_target
+from onnx_fliqs.targets import Target
 
 __all__ = ["Assignment"]
 
@@ -48,6 +50,14 @@ class Assignment:
             _check_precision(f"{source}: layer {name!r}", fmt)
         return cls(layers, target)
 
+    def own_target(self) -> Target:
+        """The target that it names.
+
+        Raises:
+            ConfigError: It is not a built-in one, so that its profile is needed.
+        """
+        return recorded_target(self.target, "the assignment")
+
     @classmethod
     def read(cls, path: Path) -> "Assignment":
         """Read a file.
@@ -56,6 +66,18 @@ class Assignment:
             ConfigError: The file cannot be read, or as for :meth:`from_json`.
         """
         return cls.from_json(read_text(path), str(path))
+
+    def space(self, target: Target) -> tuple[Precision, ...]:
+        """The precisions that occur, cheapest first: a search space that holds it.
+
+        Raises:
+            ConfigError: The target cannot run one of them.
+        """
+        found = {target.check(name) for name in self.layers.values()}
+        if all(precision.name == "float32" for precision in found):
+            # What the target has no kernel for is no layer of a search either.
+            found |= set(target.space(None))
+        return tuple(sorted(found, key=lambda precision: precision.order))
 
     def precisions(self, space: SearchSpace) -> PrecisionMap:
         """The precisions of exactly the layers of a model.

@@ -8,13 +8,15 @@ runtime has to count that.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.cost import CostTable
 from onnx_fliqs.signs import REARRANGING
 from onnx_fliqs.sites import SearchSpace
 
-__all__ = ["Border", "neighbours", "spent"]
+__all__ = ["Border", "neighbours", "shares", "spent"]
 
 _ONE_INPUT = REARRANGING | {"Relu", "Clip"}
 """Operators that kernels fuse with the layer in front, or that take whatever it writes."""
@@ -31,6 +33,8 @@ class Border:
     """Of each choice of the first, and of the second."""
     cost: float
     """Never negative."""
+    budget: int = 0
+    """The one of several budgets in which it counts."""
 
     def crossed(self, choices: Sequence[int]) -> bool:
         """Whether the two differ."""
@@ -38,10 +42,22 @@ class Border:
         return mine[choices[self.first]] != theirs[choices[self.second]]
 
 
+def shares(
+    costs: CostTable, borders: Sequence[Border], choices: Sequence[int]
+) -> npt.NDArray[np.float64]:
+    """What an assignment costs of each budget, borders included: [budgets]."""
+    own = sum(row[c] for row, c in zip(costs, choices, strict=True))
+    found = np.array(own, np.float64, ndmin=1)
+    crossed = np.zeros_like(found)
+    for border in borders:
+        if border.crossed(choices):
+            crossed[border.budget] += border.cost
+    return found + crossed
+
+
 def spent(costs: CostTable, borders: Sequence[Border], choices: Sequence[int]) -> float:
-    """What an assignment costs, borders included."""
-    own = sum(float(row[c]) for row, c in zip(costs, choices, strict=True))
-    return own + sum(border.cost for border in borders if border.crossed(choices))
+    """What an assignment costs, borders included: of several budgets, the largest share."""
+    return float(np.max(shares(costs, borders, choices)))
 
 
 def neighbours(model: ir.Model, space: SearchSpace) -> tuple[tuple[int, int], ...]:

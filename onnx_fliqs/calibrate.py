@@ -1,8 +1,7 @@
-"""Switchable clipping thresholds: a scale for every (site, format), by least squared error.
+"""Switchable clipping thresholds: a scale for every (site, format).
 
-FLIQS switches the clipping threshold together with the format. Here each is the one with the
-least squared error on the site's values: the weights themselves, per output channel, and a
-random sample of the activations.
+They rest on the site's values: the weights themselves, per output channel, and a random
+sample of the activations. How they follow from these is told in ``thresholds``.
 """
 
 import math
@@ -17,12 +16,19 @@ from onnx_fliqs.formats import (
     FORMATS,
     Format,
     IntFormat,
-    grid_code,
     is_passthrough,
     unsigned_variant,
 )
 from onnx_fliqs.runtime import make_session, run_session
 from onnx_fliqs.sites import ScaleTable, SearchSpace, Site
+from onnx_fliqs.thresholds import (
+    SMALLEST_SCALE,
+    Thresholds,
+    fit_scales,
+    least_squares_scales,
+    power_of_two_scales,
+    rounded,
+)
 
 __all__ = [
     "Observer",
@@ -30,23 +36,16 @@ __all__ = [
     "blended",
     "distortions",
     "fit_to_activations",
-    "least_squares_scales",
     "negative_shares",
-    "power_of_two_scales",
     "sample_values",
     "sampled",
     "weight_scales",
 ]
 
 Array: TypeAlias = npt.NDArray[np.float32]
+_Values: TypeAlias = tuple[tuple[str, ...], tuple[float, float] | None]
+"""The tensors that a scale has to suit, and the range that is known beforehand."""
 
-# Thresholds that are tried, as shares of the largest magnitude: 2^-6 ... 2^0.75, four a binade
-# (beyond 1, the numbers of a minifloat may lie better for the smaller values), then finer and
-# finer looks around the best.
-_COARSE: Final = 2.0 ** (np.arange(3, -25, -1, dtype=np.float64) / 4)
-_FINER: Final = tuple(
-    2.0 ** (np.array([-3, -2, -1, 1, 2, 3], dtype=np.float64) / parts) for parts in (16, 64)
-)
 _TENSOR_SAMPLE: Final = 16384
 """Values on which one scale for a whole tensor rests."""
 _CHANNEL_SAMPLE: Final = 512
@@ -55,90 +54,11 @@ _DISTORTION_SAMPLE: Final = 1 << 20
 _LARGE_WEIGHT: Final = 1 << 24
 """A larger one is represented by every so-many-th number of each channel."""
 _UNGROUPED: Final = FORMATS["float32"]
-_SMALLEST_SCALE: Final = 1e-12
-"""Keeps t = x / scale finite for tensors of zeros."""
 _SMALLEST_CHANNEL: Final = 2.0**-14
 """Least scale of a channel as a share of its tensor's largest: a dead channel must not make
 the int32 code of its bias overflow."""
 _LARGEST_BIAS_CODE: Final = 2.0**30
 """Half of what int32 holds: training and bias correction move biases after calibration."""
-
-
-def least_squares_scales(values: Array, fmt: Format) -> Array:
-    """The scale of each row that quantizes it with the least squared error.
-
-    Args:
-        values: [rows, samples]; the largest magnitudes must be among the samples.
-        fmt: A format with a scale.
-
-    Returns:
-        [rows], positive.
-    """
-    largest = _largest(values, fmt)
-    share, error = _search(values, fmt, largest, _COARSE[:, None])
-    for factors in _FINER:
-        nearby, its_error = _search(values, fmt, largest, factors[:, None] * share)
-        share = np.where(its_error < error, nearby, share)
-        error = np.minimum(its_error, error)
-    scale: Array = np.maximum(share * largest / fmt.max, _SMALLEST_SCALE).astype(np.float32)
-    return scale
-
-
-def power_of_two_scales(values: Array, scales: Array, fmt: Format) -> Array:
-    """Round scales to a power of two, each up or down, whichever has the less squared error.
-
-    Args:
-        values: [rows, samples].
-        scales: [rows], positive.
-        fmt: Their format.
-    """
-    below = np.exp2(np.floor(np.log2(scales))).astype(np.float32)
-    errors = [
-        np.square(_fast_fake_quantize(values, tried[:, None], fmt) - values).sum(axis=1)
-        for tried in (below, 2 * below)
-    ]
-    result: Array = np.where(errors[0] <= errors[1], below, 2 * below)
-    return result
-
-
-def _largest(values: Array, fmt: Format) -> npt.NDArray[np.float64]:
-    """Per row, the threshold (the value of the format's maximum) that clips nothing."""
-    if fmt.min == -fmt.max or not isinstance(fmt, IntFormat) or not fmt.zero_point:
-        largest: npt.NDArray[np.float64] = np.abs(values).max(axis=1, initial=0.0)
-        return largest.astype(np.float64)
-    above = values.max(axis=1, initial=0.0) / max(fmt.max, 1.0)
-    below = values.min(axis=1, initial=0.0) / fmt.min
-    asked: npt.NDArray[np.float64] = np.maximum(above, below).astype(np.float64)
-    return asked * fmt.max
-
-
-def _search(
-    values: Array,
-    fmt: Format,
-    largest: npt.NDArray[np.float64],
-    shares: npt.NDArray[np.float64],
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The best of some shares, per row, and its squared error."""
-    best = np.ones_like(largest)
-    least = np.full_like(largest, np.inf)
-    for share in np.broadcast_to(shares, (len(shares), len(largest))):
-        scale = np.maximum(share * largest / fmt.max, _SMALLEST_SCALE).astype(np.float32)
-        difference = _fast_fake_quantize(values, scale[:, None], fmt) - values
-        error = np.einsum("rs,rs->r", difference, difference, dtype=np.float64)
-        better = error < least
-        best, least = np.where(better, share, best), np.where(better, error, least)
-    return best, least
-
-
-def _fast_fake_quantize(x: Array, scale: Array, fmt: Format) -> Array:
-    """The site's own float32 arithmetic (see GridCode), which costs a few passes."""
-    code = grid_code(fmt)
-    t = np.clip(x / scale, np.float32(code.lo), np.float32(code.hi))
-    size, anchor = np.abs(t), np.float32(code.least)
-    if code.factor:
-        anchor = np.maximum(size * np.float32(code.factor), anchor)
-    result: Array = np.copysign(anchor - (anchor - size), t) * scale
-    return result
 
 
 def sampled(values: npt.ArrayLike, count: int, rng: np.random.Generator) -> Array:
@@ -152,7 +72,10 @@ def sampled(values: npt.ArrayLike, count: int, rng: np.random.Generator) -> Arra
 
 
 def weight_scales(
-    space: SearchSpace, weights: Mapping[str, npt.NDArray[Any]], seed: int
+    space: SearchSpace,
+    weights: Mapping[str, npt.NDArray[Any]],
+    seed: int,
+    thresholds: Thresholds = Thresholds.SWITCHED,
 ) -> dict[tuple[str, str], Array]:
     """Scales of every weight site in every format.
 
@@ -160,6 +83,7 @@ def weight_scales(
         space: What is searched.
         weights: Value name → weight.
         seed: For the sample of large channels.
+        thresholds: Where to clip; formats of other groups share no threshold.
     """
     table: dict[tuple[str, str], Array] = {}
     for index, site in enumerate(space.sites):
@@ -168,17 +92,18 @@ def weight_scales(
         weight = np.asarray(weights[site.tensor], np.float32)
         rng = np.random.default_rng([seed, index])
         channels = _sampled_columns(_rows(weight, site.scale_shape(_UNGROUPED)), rng)
+        alike: dict[int | None, list[Format]] = {}
         for fmt in space.site_formats(site):
-            rows = channels
-            if fmt.group is not None:
-                rows = _rows(weight, site.scale_shape(fmt))
-            scales = least_squares_scales(rows, fmt)
-            floor = np.float32(scales.max() * _SMALLEST_CHANNEL)
-            table[site.name, fmt.name] = np.maximum(scales, floor)
-            if space.power_of_two_scales:
-                table[site.name, fmt.name] = power_of_two_scales(
-                    rows, table[site.name, fmt.name], fmt
-                )
+            alike.setdefault(fmt.group, []).append(fmt)
+        for group, formats in alike.items():
+            rows = channels if group is None else _rows(weight, site.scale_shape(formats[0]))
+            fitted = fit_scales(rows, formats, thresholds)
+            for fmt in formats:
+                scales = fitted[fmt.name]
+                scales = np.maximum(scales, np.float32(scales.max() * _SMALLEST_CHANNEL))
+                if space.power_of_two_scales:
+                    scales = power_of_two_scales(rows, scales, fmt)
+                table[site.name, fmt.name] = scales
     return table
 
 
@@ -220,7 +145,7 @@ def fit_to_activations(
         largest = bias if weight.channels == bias.size else bias.max(keepdims=True, initial=0)
         floor = (largest / (step * _LARGEST_BIAS_CODE)).astype(np.float32)
         if space.power_of_two_scales:
-            floor = np.exp2(np.ceil(np.log2(np.maximum(floor, _SMALLEST_SCALE))))
+            floor = np.exp2(np.ceil(np.log2(np.maximum(floor, SMALLEST_SCALE))))
         for precision in precisions:
             key = weight.name, weight.asked(precision).name
             if key in table:
@@ -257,7 +182,9 @@ def _rows(weight: Array, scale_shape: Sequence[int]) -> Array:
 
 
 def activation_scales(
-    space: SearchSpace, samples: Mapping[str, Array]
+    space: SearchSpace,
+    samples: Mapping[str, Array],
+    thresholds: Thresholds = Thresholds.SWITCHED,
 ) -> dict[tuple[str, str], Array]:
     """Scales of every activation site in every format.
 
@@ -266,35 +193,52 @@ def activation_scales(
     Args:
         space: What is searched.
         samples: Value name → flat sample of its values.
+        thresholds: Where to clip.
     """
     sharing: dict[str, dict[str, None]] = {}
     for site in space.sites:
         if not site.is_weight:
             sharing.setdefault(site.same_scale_as or site.name, {})[site.tensor] = None
-    table: dict[tuple[str, str], Array] = {}
-    known: dict[tuple[object, ...], Array] = {}
+    # Sites of the same values have the same scales, whichever of the formats they take.
+    alike: dict[_Values, dict[Format, None]] = {}
+    root_of: dict[_Values, Site] = {}
+    key_of: dict[str, _Values] = {}
     for site in space.sites:
         if site.is_weight:
             continue
         root = space.site[site.same_scale_as or site.name]
-        tensors = tuple(sharing[root.name])
-        for fmt in space.site_formats(site):
-            key = (tensors, fmt.name, root.fixed_range)
-            if key not in known:
-                values = np.concatenate([samples[tensor] for tensor in tensors])
-                known[key] = _tensor_scale(root, values, fmt, space)
-            table[site.name, fmt.name] = known[key]
-    return table
+        key = key_of[site.name] = tuple(sharing[root.name]), root.fixed_range
+        root_of.setdefault(key, root)
+        alike.setdefault(key, {}).update(dict.fromkeys(space.site_formats(site)))
+    fitted: dict[_Values, dict[str, Array]] = {}
+    for key, formats in alike.items():
+        root = root_of[key]
+        values = np.concatenate([samples[tensor] for tensor in sharing[root.name]])
+        fitted[key] = _tensor_scales(root, values, list(formats), thresholds, space)
+    return {
+        (name, fmt.name): fitted[key][fmt.name]
+        for name, key in key_of.items()
+        for fmt in space.site_formats(space.site[name])
+    }
 
 
-def _tensor_scale(site: Site, values: Array, fmt: Format, space: SearchSpace) -> Array:
-    """The scale of an activation in a format."""
+def _tensor_scales(
+    site: Site,
+    values: Array,
+    formats: Sequence[Format],
+    thresholds: Thresholds,
+    space: SearchSpace,
+) -> dict[str, Array]:
+    """The scales of an activation in some formats."""
     if site.fixed_range is not None:
-        return np.array([site.fixed_scale(fmt)], np.float32)
-    scale = least_squares_scales(values[None, :], fmt)
+        return {fmt.name: np.array([site.fixed_scale(fmt)], np.float32) for fmt in formats}
+    rows = values[None, :]
+    scales = fit_scales(rows, formats, thresholds)
     if space.power_of_two_scales:
-        scale = power_of_two_scales(values[None, :], scale, fmt)
-    return scale
+        scales = {
+            fmt.name: power_of_two_scales(rows, scales[fmt.name], fmt) for fmt in formats
+        }
+    return scales
 
 
 def negative_shares(space: SearchSpace, samples: Mapping[str, Array]) -> dict[str, float]:
@@ -336,7 +280,7 @@ def _negative_share(values: Array, fmt: Format) -> float:
     def error(share: float) -> float:
         grid = unsigned_variant(fmt, share)
         scale = least_squares_scales(values[None, :], grid)
-        difference = _fast_fake_quantize(values[None, :], scale[:, None], grid) - values
+        difference = rounded(values[None, :], scale[:, None], grid) - values
         return float(np.square(difference).sum())
 
     return min(tried, key=error)
@@ -413,15 +357,17 @@ def distortions(
     """How much each precision distorts the operands of the layers of each decision.
 
     Returns:
-        For each decision, for each of its choices: the sum, over its layers and their sites,
-        of the squared error divided by the sum of squares.
+        For each decision, of shape [choices, 2]: the sum, over its layers and the sites that
+        follow the format of weights and of activations, of the squared error divided by the
+        sum of squares.
     """
-    table: dict[tuple[str, str], float] = {}
+    table: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
     for site in space.sites:
         if site.bias_of is not None:
             continue
         source = weights if site.is_weight else samples
         values = np.asarray(source[site.tensor], np.float32)
+        operand = np.array([site.follows_weights, not site.follows_weights], np.float64)
         known: dict[Format, float] = {}
         for name in site.layers:
             for precision in space.choices_of[name]:
@@ -429,9 +375,9 @@ def distortions(
                 if fmt not in known:
                     known[fmt] = _distortion(site, values, fmt, scales)
                 key = (name, precision.name)
-                table[key] = table.get(key, 0.0) + known[fmt]
+                table[key] = table.get(key, np.zeros(2)) + known[fmt] * operand
     return tuple(
-        np.array([sum(table.get((name, p.name), 0.0) for name in names) for p in choices])
+        np.sum([[table.get((n, p.name), np.zeros(2)) for p in choices] for n in names], axis=0)
         for names, choices in zip(space.decisions, space.choices, strict=True)
     )
 
@@ -444,7 +390,7 @@ def _distortion(site: Site, values: Array, fmt: Format, scales: ScaleTable) -> f
     else:
         rows = _rows(values, site.scale_shape(fmt))
         rows = rows[:, :: max(1, -(-values.size // _LARGE_WEIGHT))]
-    error = _fast_fake_quantize(rows, scale[:, None], fmt) - rows
+    error = rounded(rows, scale[:, None], fmt) - rows
     power = float(np.sum(np.square(rows, dtype=np.float64))) or 1.0
     return float(np.sum(np.square(error, dtype=np.float64))) / power
 

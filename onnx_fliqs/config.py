@@ -4,11 +4,15 @@ import os
 from dataclasses import dataclass, field
 from typing import Final
 
+from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.controller import ControllerConfig, Method
 from onnx_fliqs.cost import Budget, BudgetKind
 from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.latency import LatencyTable
+from onnx_fliqs.optimizer import Optimizer
+from onnx_fliqs.rules import Rule
 from onnx_fliqs.strategies import Strategy
+from onnx_fliqs.thresholds import Statistics, Thresholds
 
 __all__ = ["LOSSES", "SearchConfig"]
 
@@ -20,23 +24,31 @@ LOSSES: Final = ("auto", "cross-entropy", "kl", "mse")
 class SearchConfig:
     """Settings of a search; what is None follows from the target or the machine."""
 
-    target: str = "generic"
-    """A name, or the path of a profile."""
+    target: str | None = None
+    """A name, or the path of a profile. None: the assignment's, or ``generic`` without one."""
     space: str | None = None
     """A named space or a comma list of formats; None: the target's own."""
-    budget: Budget | None = None
-    """None: the target's default, as far as the space reaches."""
+    separate: bool = False
+    """Choose the formats of weights and of activations apart: every pair that is legal."""
+    budget: Budget | tuple[Budget, ...] | None = None
+    """One, or several of different kinds that are all to be met; None: the target's default,
+    as far as the space reaches."""
+    rules: tuple[Rule, ...] = ()
+    """What single layers choose from instead of the space, and which share a precision."""
     latency_table: LatencyTable | None = None
     """What a budget of latency rests on; beside another budget, latency is only reported."""
     strategy: Strategy = Strategy.FLIQS
     """How the assignment is chosen: by the search, or by a baseline before training."""
+    assignment: Assignment | None = None
+    """What ``Strategy.FIXED`` trains; it says space and cost itself."""
     remove_quantization: bool = False
     """Turn a model that is already quantized back into a float model, not refuse it."""
     steps: int = 500
     batch_size: int = 64
     seed: int = 0
     learning_rate: float = 1e-3
-    """Largest change of a weight per step, relative to its tensor's root mean square."""
+    """Largest change of a weight per step, relative to its tensor's root mean square (for
+    ``Optimizer.ADAM``: absolute)."""
     loss: str = "auto"
     """``auto``, ``cross-entropy``, ``kl`` or ``mse``."""
     distillation: float = 0.5
@@ -56,6 +68,12 @@ class SearchConfig:
     """Steps between checkpoints."""
     workers: int | None = None
     """Threads; None: one per core. Part of the result, since sums round differently."""
+    thresholds: Thresholds = Thresholds.SWITCHED
+    """Where values are clipped."""
+    statistics: Statistics = Statistics.RUNNING
+    """Which activations refreshed thresholds rest on."""
+    optimizer: Optimizer = Optimizer.RELATIVE_ADAM
+    """How weights follow their gradients."""
     controller: ControllerConfig = field(default_factory=ControllerConfig)
 
     def __post_init__(self) -> None:
@@ -71,11 +89,14 @@ class SearchConfig:
             )
         if self.loss not in LOSSES:
             raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
-        bounded = self.budget is not None and self.budget.kind is BudgetKind.LATENCY
-        if bounded and self.latency_table is None:
+        kinds = [budget.kind for budget in self.budgets]
+        if len(set(kinds)) < len(kinds):
+            raise ConfigError(f"one budget of a kind: got {' '.join(map(str, self.budgets))}")
+        if BudgetKind.LATENCY in kinds and self.latency_table is None:
             raise ConfigError(
                 "--latency needs --latency-table, which `onnx-fliqs profile` writes"
             )
+        self._check_assignment()
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, got {self.seed}")
         if not 0 < self.learning_rate < 1:
@@ -88,6 +109,32 @@ class SearchConfig:
             raise ConfigError(f"validation must be between 0 and 1, got {self.validation:g}")
         if not 0 <= self.delay <= self.freeze <= 1:
             raise ConfigError("delay and freeze must satisfy 0 <= delay <= freeze <= 1")
+
+    def _check_assignment(self) -> None:
+        """An assignment leaves nothing to choose."""
+        if self.assignment is None:
+            if self.strategy is Strategy.FIXED:
+                raise ConfigError("the strategy 'fixed' needs an assignment to train")
+            return
+        contradictions = {
+            f"--strategy {self.strategy.value}": self.strategy is not Strategy.FIXED,
+            f"--space {self.space}": self.space is not None,
+            "--separate": self.separate,
+            "--rules": bool(self.rules),
+            " ".join(map(str, self.budgets)): bool(self.budgets),
+        }
+        for option, given in contradictions.items():
+            if given:
+                raise ConfigError(
+                    f"--assignment fixes the format of every layer: leave out {option}"
+                )
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """Those that are given."""
+        if isinstance(self.budget, Budget):
+            return (self.budget,)
+        return self.budget or ()
 
     @property
     def threads(self) -> int:

@@ -7,6 +7,7 @@ controllers share one interface of pure functions over an explicit state:
 """
 
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -23,9 +24,13 @@ __all__ = [
     "ControllerConfig",
     "Method",
     "Policy",
+    "RewardForm",
+    "Schedule",
+    "Signal",
     "entropy",
     "expected_cost",
     "most_probable",
+    "ramp",
     "sample",
     "softmax",
     "uniform",
@@ -46,14 +51,52 @@ class Method(enum.Enum):
     REINFORCE = "reinforce"
 
 
+class Signal(enum.Enum):
+    """What draws are scored by on held-out samples."""
+
+    LOSS = "loss"
+    """The loss that the weights are trained on."""
+    ACCURACY = "accuracy"
+    """The share of the samples whose class is the label."""
+    AGREEMENT = "agreement"
+    """The share of the samples whose class is that of the float model."""
+
+
+class Schedule(enum.Enum):
+    """How a setting goes from its start to its end in the course of the search."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    """Slow at both ends: (1 - cos(pi s)) / 2."""
+    CONSTANT = "constant"
+    """Not at all: the setting keeps the one value that is configured."""
+
+
+class RewardForm(enum.Enum):
+    """How quality Q and cost T/T0 make a reward (compared in TuNAS, Bender et al. 2020)."""
+
+    ABSOLUTE = "absolute"
+    """Q + beta |T/T0 - 1|: cheaper than the budget is as bad as dearer (TuNAS, FLIQS)."""
+    ONE_SIDED = "one-sided"
+    """Q + beta max(0, T/T0 - 1)."""
+    EXPONENTIAL = "exponential"
+    """Q (T/T0)^beta (MNasNet, Tan et al. 2019)."""
+    HARD_EXPONENTIAL = "hard-exponential"
+    """Q max(1, T/T0)^beta."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ControllerConfig:
     """Settings of the controllers."""
 
     method: Method = Method.CRITIC
+    signal: Signal = Signal.LOSS
+    """What the policy learns from."""
     temperature: float = 0.2
     """Critic: of the policy at the start of the search, in units of the spread of the losses
-    that it predicts; falls linearly to almost 0."""
+    that it predicts; falls to almost 0."""
+    cooling: Schedule = Schedule.LINEAR
+    """Critic: how the temperature falls."""
     memory: float = 0.998
     """Critic: how much an observation weighs after the next one."""
     shrinkage: float = 0.1
@@ -61,9 +104,13 @@ class ControllerConfig:
     learning_rate: float = 0.05
     """REINFORCE: Adam's, on the logits."""
     beta: float = -1.0
-    """REINFORCE: weight of the cost in the reward."""
+    """REINFORCE: weight of the cost in the reward, or its exponent."""
+    reward: RewardForm = RewardForm.ABSOLUTE
+    """REINFORCE: exponential forms need a quality that is not negative, no loss."""
     entropy_end: float = 0.5
     """REINFORCE: weight of the entropy penalty at the end of the search."""
+    entropy_schedule: Schedule = Schedule.COSINE
+    """REINFORCE: how that weight rises from 0."""
     baseline_decay: float = 0.99
     """REINFORCE: of the running mean reward, the baseline of a single draw."""
 
@@ -79,6 +126,12 @@ class ControllerConfig:
             raise ConfigError(f"entropy_end must not be negative, got {self.entropy_end:g}")
         if not self.beta < 0:
             raise ConfigError(f"beta must be negative, got {self.beta:g}")
+        exponential = self.reward in (RewardForm.EXPONENTIAL, RewardForm.HARD_EXPONENTIAL)
+        if exponential and self.signal is Signal.LOSS:
+            raise ConfigError(
+                f"the {self.reward.value} reward multiplies a quality that is not negative:"
+                " choose the signal accuracy or agreement"
+            )
 
 
 class Controller(Protocol[State]):
@@ -124,6 +177,17 @@ class Controller(Protocol[State]):
         ...
 
 
+def ramp(schedule: Schedule, progress: float) -> float:
+    """Share of the way from start to end, 0 to 1, at a time of the search.
+
+    Args:
+        schedule: Not constant: whether start or end is kept is up to the setting.
+        progress: 0 to 1; times outside are taken to be the nearest of these.
+    """
+    time = min(max(progress, 0.0), 1.0)
+    return (1 - math.cos(math.pi * time)) / 2 if schedule is Schedule.COSINE else time
+
+
 def softmax(logits: Row) -> Row:
     """Probabilities proportional to exp(logits)."""
     powers = np.exp(logits - logits.max())
@@ -153,5 +217,5 @@ def entropy(policy: Policy) -> float:
 
 
 def expected_cost(policy: Policy, costs: CostTable) -> float:
-    """E[T] under the policy, in the unit of ``costs``."""
-    return float(sum(p @ row for p, row in zip(policy, costs, strict=True)))
+    """E[T] under the policy, in the unit of ``costs``: of several budgets, the largest."""
+    return float(np.max(sum(p @ row for p, row in zip(policy, costs, strict=True))))

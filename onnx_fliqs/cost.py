@@ -26,6 +26,7 @@ __all__ = [
     "BudgetKind",
     "Cost",
     "CostTable",
+    "by_budget",
     "check_feasible",
     "cost_of",
     "cost_table",
@@ -33,13 +34,17 @@ __all__ = [
     "default_budget",
     "layer_bops",
     "layer_bytes",
+    "rounded_up",
 ]
 
 CostTable: TypeAlias = tuple[npt.NDArray[np.float64], ...]
-"""For each decision, the cost of each of its choices."""
+"""For each decision, the cost of each of its choices: [choices], or, where there are several
+budgets, as shares of each of them: [choices, budgets]."""
 
 _INT8_BITS: Final = 8
 _SCALE_BITS: Final = 32
+_MOST_NAMES: Final = 16
+"""Precisions that a message lists; more are all pairs of some formats."""
 _ROUNDING: Final = 1e-10
 """Relative error of float arithmetic on budgets, with room to spare."""
 
@@ -75,6 +80,10 @@ class Budget:
         """The bound in the unit of :func:`cost_table`."""
         power = 2 if self.kind is BudgetKind.BITS else 1
         return math.prod([self.value] * power) * _unit(space, self.kind)
+
+    def used(self, share: float) -> float:
+        """A share of the bound, in the unit of the budget."""
+        return self.value * (math.sqrt(share) if self.kind is BudgetKind.BITS else share)
 
     def stated(self, space: SearchSpace, cost: float) -> float:
         """A cost of :func:`cost_table`, restated in the unit of the budget."""
@@ -122,6 +131,11 @@ def cost_table(space: SearchSpace, kind: BudgetKind) -> CostTable:
     )
 
 
+def by_budget(costs: CostTable) -> npt.NDArray[np.float64]:
+    """The costs of all choices, one decision after another: [budgets, choices]."""
+    return np.concatenate([row.reshape(len(row), -1) for row in costs]).T
+
+
 def layer_bops(layer: Layer, precision: Precision) -> float:
     """Bit operations of a layer for one sample: MACs times the bits of both operands."""
     weights = precision.weights if layer.weights else precision.activations
@@ -167,7 +181,7 @@ def check_feasible(space: SearchSpace, budget: Budget) -> None:
     if budget.value < low * (1 - _ROUNDING):
         raise InfeasibleError(
             f"budget {budget} cannot be met: with {_names(space.precisions)} this model"
-            f" reaches --{budget.kind.value} {_rounded_up(low)} to {high:.4g}"
+            f" reaches --{budget.kind.value} {rounded_up(low)} to {high:.4g}"
         )
 
 
@@ -187,7 +201,7 @@ def default_budget(space: SearchSpace, bits: float) -> Budget:
     return Budget(kind, min(max(value, low), high))
 
 
-def _rounded_up(value: float) -> str:
+def rounded_up(value: float) -> str:
     """Four digits, never less than the value: a budget typed with them must be met."""
     text = f"{value:.4g}"
     if float(text) < value * (1 - _ROUNDING):
@@ -196,4 +210,7 @@ def _rounded_up(value: float) -> str:
 
 
 def _names(precisions: Sequence[Precision]) -> str:
-    return ", ".join(precision.name for precision in precisions)
+    names = [precision.name for precision in precisions]
+    if len(names) > _MOST_NAMES:
+        return f"{names[0]} to {names[-1]} ({len(names)} precisions)"
+    return ", ".join(names)

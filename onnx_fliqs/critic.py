@@ -4,15 +4,20 @@ REINFORCE spreads the outcome of one draw over all decisions at once, and needs 
 draws to tell them apart. The critic is told how much each choice distorts its operands, and
 learns only how much that matters: ::
 
-    loss(a) = level of the batch + sum_i s_i e_i(a_i),        s_i >= 0
+    loss(a) = level of the batch + sum_io s_io e_io(a_i),     s_io >= 0
 
-with e the known distortion and s the sensitivities, by ridge regression on the differences
+with e the known distortion of operand o (weights, activations) of decision i and s the
+sensitivities, one for each operand of each decision, by ridge regression on the differences
 between draws that were scored on the same batch. Among all policies whose expected cost is
 the budget, the one that minimises the expected loss less temperature times entropy is, for
-each decision, ``pi_i(a) ~ exp(-s_i e_i(a) / temperature - multiplier * cost_i(a))``: the soft
-policy improvement of maximum-entropy reinforcement learning (Haarnoja et al. 2018, equation
-4), in closed form because loss and cost are sums. The falling temperature does what FLIQS's
-entropy schedule does: at the end the policy is deterministic. It never leaves the budget.
+each decision, ``pi_i(a) ~ exp(-s_i . e_i(a) / temperature - multiplier * cost_i(a))``: the
+soft policy improvement of maximum-entropy reinforcement learning (Haarnoja et al. 2018,
+equation 4), in closed form because loss and cost are sums. Several budgets have a multiplier
+each (:mod:`~onnx_fliqs.boltzmann`). The falling temperature does what FLIQS's entropy schedule
+does: at the end the policy is deterministic. It never leaves the budget.
+
+Operands have sensitivities of their own also where a layer has one format for both: their
+relative errors need not matter alike, and nothing is lost where they do.
 """
 
 import math
@@ -23,11 +28,14 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from onnx_fliqs.boltzmann import within_budgets
 from onnx_fliqs.controller import (
     Choices,
     ControllerConfig,
     Policy,
     Row,
+    Schedule,
+    ramp,
 )
 from onnx_fliqs.cost import CostTable
 
@@ -39,7 +47,6 @@ _COLDEST: Final = 1e-3
 """Share of the starting temperature that is left at the end."""
 _LEAST_SENSITIVITY: Final = 0.05
 """Of the mean one: more distortion is never predicted to be harmless."""
-_LARGEST_MULTIPLIER: Final = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,88 +54,85 @@ class CriticState:
     """The normal equations of the regression."""
 
     gram: Matrix
-    """[N, N]: products of distortions, summed over observations."""
+    """[N K, N K] of N decisions with K operands: products of distortions, summed over
+    observations."""
     moment: Row
-    """[N]: distortions times losses."""
+    """[N K]: distortions times losses."""
 
 
 class Critic:
-    """Learns one sensitivity per decision."""
+    """Learns one sensitivity per operand of each decision."""
 
     slack = 0.1
     """Of the predicted loss, which is not known better than that."""
 
     def __init__(
-        self, costs: CostTable, distortions: Sequence[Row], config: ControllerConfig
+        self, costs: CostTable, distortions: Sequence[Matrix], config: ControllerConfig
     ) -> None:
         """Name the decisions.
 
         Args:
-            costs: Cost of each choice of each decision as a share of the budget.
-            distortions: Not negative: how much each choice distorts its operands, in any unit.
+            costs: Cost of each choice of each decision as a share of each budget.
+            distortions: For each decision, [choices, operands], not negative: how much each
+                choice distorts each operand, in any unit.
             config: Settings.
         """
         self._costs = costs
         self._config = config
-        self._distortions = tuple(np.asarray(row, np.float64) for row in distortions)
+        self._distortions = tuple(np.asarray(rows, np.float64) for rows in distortions)
+        self._shape = len(costs), max((rows.shape[1] for rows in self._distortions), default=1)
         # As matrices [decisions, most choices]: choices that a decision lacks have no chance.
         self._lacking = _padded([np.zeros(len(row)) for row in costs], -np.inf)
-        self._cost_matrix = _padded(costs, 0.0)
+        columns = zip(*(row.reshape(len(row), -1).T for row in costs), strict=True)
+        self._cost_matrices = [_padded(rows, 0.0) for rows in columns]
 
     def initial(self) -> CriticState:
         """No observations."""
-        count = len(self._costs)
+        count = self._shape[0] * self._shape[1]
         return CriticState(np.zeros((count, count)), np.zeros(count))
 
-    def sensitivities(self, state: CriticState) -> Row:
-        """The estimated s_i, shrunk towards their common value; all 1 before any is known."""
-        count = len(self._costs)
+    def sensitivities(self, state: CriticState) -> Matrix:
+        """The estimated s_io, shrunk towards their common value; all 1 before any is known.
+
+        Returns:
+            Of shape [decisions, operands].
+        """
+        count = len(state.moment)
         ones = np.ones(count)
         information = float(ones @ state.gram @ ones)
         common = float(ones @ state.moment) / information if information > 0 else 0.0
         if common <= 0:
-            return ones
+            return ones.reshape(self._shape)
         weight = self._config.shrinkage * float(np.trace(state.gram)) / count
         solved = np.linalg.solve(
             state.gram + weight * np.eye(count), state.moment + weight * common * ones
         )
-        result: Row = np.maximum(solved, _LEAST_SENSITIVITY * common)
-        return result
+        result: Matrix = np.maximum(solved, _LEAST_SENSITIVITY * common)
+        return result.reshape(self._shape)
 
     def preferences(self, state: CriticState) -> tuple[Row, ...]:
         """Predicted losses, negated."""
         sensitivities = self.sensitivities(state)
-        return tuple(-s * e for s, e in zip(sensitivities, self._distortions, strict=True))
+        return tuple(-e @ s for s, e in zip(sensitivities, self._distortions, strict=True))
 
     def policy(self, state: CriticState, progress: float) -> Policy:
-        """The Boltzmann policy whose expected cost is the budget, or less if all is cheap."""
+        """The Boltzmann policy whose expected cost is the budget, or less if all is cheap.
+
+        With several budgets it meets each, and those that decide exactly.
+        """
         preferences = self.preferences(state)
         # The unit of the temperature: the spread of the predicted loss over uniform draws.
         unit = math.sqrt(sum(float(np.var(row)) for row in preferences)) or 1.0
-        left = 1 - (1 - _COLDEST) * min(max(progress, 0.0), 1.0)
-        temperature = self._config.temperature * left * unit
-        tilted = self._within_budget(_padded(preferences, 0.0) / temperature + self._lacking)
+        temperature = self._config.temperature * self._left(progress) * unit
+        logits = _padded(preferences, 0.0) / temperature + self._lacking
+        tilted = within_budgets(logits, self._cost_matrices)
         return tuple(p[: len(row)] for p, row in zip(tilted, self._costs, strict=True))
 
-    def _within_budget(self, logits: Matrix) -> Matrix:
-        """The smallest multiplier >= 0 that brings E[T] down to the budget, by bisection."""
-
-        def tilted(multiplier: float) -> tuple[Matrix, float]:
-            powers = logits - multiplier * self._cost_matrix
-            powers = np.exp(powers - powers.max(axis=1, keepdims=True))
-            chances = powers / powers.sum(axis=1, keepdims=True)
-            return chances, float(np.sum(chances * self._cost_matrix))
-
-        policy, cost = tilted(0.0)
-        if cost <= 1:
-            return policy
-        low, high = 0.0, 1.0
-        while tilted(high)[1] > 1 and high < _LARGEST_MULTIPLIER:
-            low, high = high, high * 2
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if tilted(middle)[1] > 1 else (low, middle)
-        return tilted(high)[0]
+    def _left(self, progress: float) -> float:
+        """Share of the starting temperature."""
+        if self._config.cooling is Schedule.CONSTANT:
+            return 1.0
+        return 1 - (1 - _COLDEST) * ramp(self._config.cooling, progress)
 
     def observe(
         self, state: CriticState, draws: Sequence[Choices], losses: Sequence[float]
@@ -138,7 +142,10 @@ class Critic:
         if len(finite) < 2:
             return state
         features = np.array(
-            [[row[c] for row, c in zip(self._distortions, a, strict=True)] for a, _ in finite]
+            [
+                np.concatenate([e[c] for e, c in zip(self._distortions, a, strict=True)])
+                for a, _ in finite
+            ]
         )
         values = np.array([loss for _, loss in finite])
         features -= features.mean(axis=0)

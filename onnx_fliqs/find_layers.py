@@ -4,13 +4,15 @@ Nothing is changed here: the result is the :class:`~onnx_fliqs.sites.SearchSpace
 ``InsertSearchSitesPass`` puts into the graph.
 """
 
+import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NoReturn
 
 import onnx_ir as ir
 
-from onnx_fliqs.errors import UnsupportedError
+from onnx_fliqs.errors import ConfigError, UnsupportedError
 from onnx_fliqs.layer_operators import (
     LAYER_OPERATORS,
     PRODUCTS,
@@ -19,11 +21,13 @@ from onnx_fliqs.layer_operators import (
     operands,
     weights,
 )
+from onnx_fliqs.layer_positions import layer_positions
 from onnx_fliqs.legality import legal_precisions
 from onnx_fliqs.passes.lower_contrib_operators import why_contrib_stays
 from onnx_fliqs.place_every_tensor import why_tensors_stay_float
 from onnx_fliqs.place_sites import place_sites
 from onnx_fliqs.precision import Precision
+from onnx_fliqs.rules import Rule, Ruled, apply_rules, named
 from onnx_fliqs.signs import mark_unsigned
 from onnx_fliqs.sites import Layer, SearchSpace, Skipped
 from onnx_fliqs.targets import Activations, Placement, Target
@@ -39,7 +43,12 @@ _FLOATS: Final = frozenset(
 
 
 def find_layers(
-    model: ir.Model, target: Target, precisions: Sequence[Precision]
+    model: ir.Model,
+    target: Target,
+    precisions: Sequence[Precision],
+    rules: Sequence[Rule] = (),
+    *,
+    distinct: bool = True,
 ) -> SearchSpace:
     """Find what can be quantized in a canonical model.
 
@@ -48,33 +57,65 @@ def find_layers(
         target: Decides which operators run in which precision, and which activations get a
             site.
         precisions: What the layers choose from, cheapest first.
+        rules: What single layers choose from instead, and which share a precision.
+        distinct: Of precisions that are the same to a layer, it chooses from the cheapest
+            alone. Where the choice is made already, it may be any of them.
 
     Returns:
         The search space; the multiply-accumulates of its layers are still 0.
 
     Raises:
+        ConfigError: A rule is for no layer, or leaves one without a choice.
         UnsupportedError: There is no quantizable layer.
     """
-    layers: list[Layer] = []
-    skipped: list[Skipped] = []
+    found: dict[str, Layer | Skipped] = {}
     nodes: dict[str, ir.Node] = {}
-    readers: dict[str, list[str]] = {}
     for place in _places(model.graph):
-        found = _classify(place, model.graph, target, precisions)
-        if isinstance(found, Skipped):
-            skipped.append(found)
-        elif found is not None:
-            new = {name for name in found.weights if name not in readers}
-            layers.append(replace(found, params=_elements(place.node, new)))
-            nodes[found.name] = place.node
-            for name in found.weights:
-                readers.setdefault(name, []).append(found.name)
+        what = _classify(place, model.graph)
+        if what is not None:
+            found[what.name] = what
+            nodes[what.name] = place.node
+    candidates = [layer for layer in found.values() if isinstance(layer, Layer)]
+    ruled, scopes = apply_rules(
+        rules,
+        candidates,
+        layer_positions(model.graph, {layer.name for layer in candidates}),
+        precisions,
+    )
+    legal: dict[str, list[Precision]] = {}
+    for layer in candidates:
+        name = layer.name
+        choices = _legal(layer, nodes[name], target, precisions, ruled[name], distinct)
+        if isinstance(choices, Skipped):
+            found[name] = choices
+        else:
+            legal[name] = choices
+    skipped = [item for item in found.values() if isinstance(item, Skipped)]
+    every = {*precisions, *itertools.chain.from_iterable(legal.values())}
+    precisions = sorted(every, key=lambda precision: precision.order)
+    layers = []
+    readers: dict[str, list[str]] = {}
+    for layer in candidates:
+        if layer.name not in legal:
+            continue
+        new = {weight for weight in layer.weights if weight not in readers}
+        for weight in layer.weights:
+            readers.setdefault(weight, []).append(layer.name)
+        bounded = replace(
+            layer,
+            params=_elements(nodes[layer.name], new),
+            excluded=frozenset(p.name for p in every.difference(legal[layer.name])),
+            rule=ruled[layer.name].by,
+        )
+        layers.append(bounded)
     if not layers:
         raise UnsupportedError(
             f"no quantizable layer: the model has no float32 {', '.join(LAYER_OPERATORS)}"
             + _left_out(skipped)
         )
-    sites = place_sites(model, layers, nodes, target, precisions)
+    tied = _tied(rules, scopes, layers, skipped)
+    decided = {layer.name: nodes[layer.name] for layer in layers}
+    sites = place_sites(model, layers, decided, target, precisions)
     if target.placement is Placement.EVERY_TENSOR:
         # What is no layer may have its constants quantized all the same.
         reading = {name for s in sites if s.is_weight for name, _ in s.consumers}
@@ -86,15 +127,15 @@ def find_layers(
         precisions=tuple(precisions),
         skipped=tuple(skipped),
         # A weight is stored once, in one format.
-        groups=tuple(tuple(names) for names in readers.values() if len(names) > 1),
+        groups=(
+            *(tuple(names) for names in readers.values() if len(names) > 1),
+            *tied,
+        ),
         power_of_two_scales=target.power_of_two_scales,
     )
-    for names, choices in zip(space.decisions, space.choices, strict=True):
-        if not choices:
-            raise UnsupportedError(
-                f"layers {', '.join(names)} share a weight, and {target.name} runs them in no"
-                " precision that they could share"
-            )
+    for names, common in zip(space.decisions, space.choices, strict=True):
+        if not common:
+            _refuse(names, space, target, rules, scopes)
     if target.activations is Activations.SYMMETRIC:
         return space
     return mark_unsigned(model, space)
@@ -132,9 +173,7 @@ def _elements(node: ir.Node, names: set[str]) -> int:
     return sum(size for name, size in sizes.items() if name in names)
 
 
-def _classify(
-    place: _Place, graph: ir.Graph, target: Target, precisions: Sequence[Precision]
-) -> Layer | Skipped | None:
+def _classify(place: _Place, graph: ir.Graph) -> Layer | Skipped | None:
     """A layer, a node that is left although it has weights, or neither."""
     node = place.node
     name, op_type = str(node.name), node.op_type
@@ -143,19 +182,109 @@ def _classify(
         return Skipped(name=name, op_type=op_type, reason=reason)
     if not _may_be_layer(node):
         return None
-    weight_only = _why_weight_only(place)
-    legal = legal_precisions(node, target, precisions, weights_only=weight_only is not None)
-    names = ", ".join(p.name for p in precisions if p.name != "float32")
-    if names and all(precision.name == "float32" for precision in legal):
-        reason = f"target {target.name} has no kernel for it in {names}"
-        return Skipped(name=name, op_type=op_type, reason=reason)
     return Layer(
         name=name,
         op_type=op_type,
         weights=tuple(dict.fromkeys(str(value.name) for _, value in weights(node))),
         params=0,
-        weight_only=weight_only,
-        excluded=frozenset({p.name for p in precisions} - {p.name for p in legal}),
+        weight_only=_why_weight_only(place),
+    )
+
+
+def _legal(
+    layer: Layer,
+    node: ir.Node,
+    target: Target,
+    precisions: Sequence[Precision],
+    ruled: Ruled,
+    distinct: bool,
+) -> list[Precision] | Skipped:
+    """What a layer may take, or why it stays float.
+
+    Raises:
+        ConfigError: A rule leaves it nothing.
+    """
+    legal = functools.partial(
+        legal_precisions,
+        node,
+        target,
+        weights_only=layer.weight_only is not None,
+        distinct=distinct and not ruled.tied,
+    )
+    offered = sorted({*precisions, *ruled.choices}, key=lambda precision: precision.order)
+    names = ", ".join(p.name for p in offered if p.name != "float32")
+    if names and all(precision.name == "float32" for precision in legal(offered)):
+        reason = f"target {target.name} has no kernel for it in {names}"
+        return Skipped(name=layer.name, op_type=layer.op_type, reason=reason)
+    found = legal(ruled.choices)
+    if not found:
+        wanted = ", ".join(precision.name for precision in ruled.choices)
+        raise ConfigError(
+            f"{ruled.by} leaves layer {layer.name!r} nothing that it may take"
+            + (f": {target.name} does not run {wanted} there" if wanted else "")
+        )
+    return found
+
+
+def _tied(
+    rules: Sequence[Rule],
+    scopes: Sequence[frozenset[str]],
+    layers: Sequence[Layer],
+    skipped: Sequence[Skipped],
+) -> list[tuple[str, ...]]:
+    """The groups of the rules that tie layers.
+
+    Raises:
+        ConfigError: A rule is only for what stays float, or ties fewer than two layers.
+    """
+    groups = []
+    reasons = {item.name: item.reason for item in skipped}
+    for number, (rule, scope) in enumerate(zip(rules, scopes, strict=True)):
+        names = tuple(layer.name for layer in layers if layer.name in scope)
+        if not names:
+            name = min(scope)
+            raise ConfigError(
+                f"{named(number, rule)} is for no layer: {name!r} stays float: {reasons[name]}"
+            )
+        if rule.share and len(names) < 2:
+            raise ConfigError(f"{named(number, rule)} is for one layer only, {names[0]!r}")
+        if rule.share:
+            groups.append(names)
+    return groups
+
+
+def _refuse(
+    names: Sequence[str],
+    space: SearchSpace,
+    target: Target,
+    rules: Sequence[Rule],
+    scopes: Sequence[frozenset[str]],
+) -> NoReturn:
+    """Report layers that share a precision, of which none is left.
+
+    Raises:
+        ConfigError: By a rule.
+        UnsupportedError: By the target alone.
+    """
+    involved = [
+        named(number, rule)
+        for number, (rule, scope) in enumerate(zip(rules, scopes, strict=True))
+        if scope & set(names)
+    ]
+    if not involved:
+        raise UnsupportedError(
+            f"layers {', '.join(names)} share a weight, and {target.name} runs them in no"
+            " precision that they could share"
+        )
+    # Of layers that may take the same, one.
+    left: dict[str, str] = {}
+    for name in names:
+        excluded = space.layer[name].excluded
+        choices = ", ".join(p.name for p in space.precisions if p.name not in excluded)
+        left.setdefault(choices, f"{name}: {choices}")
+    raise ConfigError(
+        f"{' and '.join(involved)} leave{'s' * (len(involved) == 1)} layers that share a"
+        f" precision none in common ({'; '.join(left.values())})"
     )
 
 

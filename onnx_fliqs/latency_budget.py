@@ -46,7 +46,9 @@ def latency_shares(
         borders.append(
             Border(first, second, (kinds[first], kinds[second]), border.cost.ms / limit)
         )
-    least = spent(costs, borders, cheapest(costs, borders)) * budget.value
+    found = cheapest(costs, borders)
+    assert found is not None
+    least = spent(costs, borders, found) * budget.value
     if least > budget.value * (1 + 1e-9):
         raise InfeasibleError(
             f"budget {budget} cannot be met: with these formats this model reaches"

@@ -24,6 +24,7 @@ from onnx_fliqs.latency import (
     kind_of,
 )
 from onnx_fliqs.latency_fit import Observation, fit, left_out_errors, spread
+from onnx_fliqs.legality import check_pairs
 from onnx_fliqs.model import fingerprint, load_model
 from onnx_fliqs.prepare import calibrate, prepare, synthetic_data
 from onnx_fliqs.runners import (
@@ -66,6 +67,8 @@ class ProfileConfig:
     target: str = "ort-cpu"
     space: str | None = None
     """A named space or a comma list of formats; None: the target's own."""
+    separate: bool = False
+    """Measure every legal pair of formats of weights and of activations."""
     batch_size: int | None = None
     """None: what the model fixes, or else 1."""
     threads: int | None = None
@@ -126,13 +129,15 @@ def profile(
     """
     config = config or ProfileConfig()
     target = parse_target(config.target)
-    precisions = target.space(config.space)
+    precisions = target.space(config.space, separate=config.separate)
     runtime = runtime or runtime_of(target)
     source = load_model(model) if isinstance(model, Path) else model
     dataset = load_npz(data, input_specs(source)) if isinstance(data, Path) else data
     prepared = prepare(
         source, dataset, target, precisions, remove_quantization=config.remove_quantization
     )
+    if config.separate:
+        check_pairs(prepared.space, target)
     if dataset is None:
         dataset = synthetic_data(prepared.canonical, _SAMPLES, config.seed)
     feeds = _feeds(dataset, config.batch_size)

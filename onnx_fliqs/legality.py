@@ -4,25 +4,32 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.layer_operators import PRODUCTS, constant, weights
 from onnx_fliqs.precision import Precision
+from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.targets import Target
 
-__all__ = ["group_axis", "legal_precisions"]
+__all__ = ["check_pairs", "group_axis", "legal_precisions"]
 
 
 def legal_precisions(
-    node: ir.Node, target: Target, precisions: Sequence[Precision], *, weights_only: bool
+    node: ir.Node,
+    target: Target,
+    precisions: Sequence[Precision],
+    *,
+    weights_only: bool,
+    distinct: bool = True,
 ) -> list[Precision]:
     """What a layer may choose.
-
-    Of precisions that differ only in an operand that the layer does not have, the cheapest.
 
     Args:
         node: Its operator.
         target: What it runs on.
         precisions: To choose from, cheapest first.
         weights_only: Whether its activations stay float.
+        distinct: Of precisions that differ only in an operand that the layer does not have,
+            the one alone that names a single format, or else the cheapest.
     """
     left = target.kernels is not None and node.op_type in PRODUCTS
     if left and any(index == 0 for index, _ in weights(node)):
@@ -37,12 +44,29 @@ def legal_precisions(
         if group is not None and not _fits(node, group, weights_only=weights_only):
             continue
         differs: object = precision
-        if weights_only:
+        if distinct and weights_only:
             differs = precision.weights
-        elif not weights(node):
+        elif distinct and not weights(node):
             differs = precision.activations
-        legal.setdefault(differs, precision)
+        if precision.tied or differs not in legal:
+            legal[differs] = precision
     return list(legal.values())
+
+
+def check_pairs(space: SearchSpace, target: Target) -> None:
+    """Refuse to choose the formats of operands apart where no layer can.
+
+    Raises:
+        ConfigError: Every layer with both operands has to take one format for both.
+    """
+    both = [layer.name for layer in space.layers if layer.weights and not layer.weight_only]
+    if all(precision.tied for name in both for precision in space.choices_of[name]):
+        names = ", ".join(p.name for p in space.precisions if p.tied)
+        rules = " under its rules" if any(layer.rule for layer in space.layers) else ""
+        raise ConfigError(
+            f"--separate changes nothing: target {target.name} runs no layer of this model in"
+            f" different formats of {names}{rules}; leave it out, or ask for other formats"
+        )
 
 
 def group_axis(node: ir.Node, index: int) -> int | None:

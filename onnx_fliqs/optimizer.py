@@ -1,12 +1,13 @@
 """The optimizer as an ONNX model: Adam with steps relative to each tensor's size."""
 
+import enum
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import onnx
 from onnx import parser
 
-__all__ = ["build_optimizer"]
+__all__ = ["Optimizer", "build_optimizer"]
 
 BETA1: Final = 0.9
 BETA2: Final = 0.999
@@ -17,34 +18,48 @@ _VECTOR_FLOOR: Final = 1e-3
 _TENSOR_FLOOR: Final = 1e-8
 
 
+class Optimizer(enum.Enum):
+    """How a tensor p steps, given the moments m^ and v^ of its gradient (their means)."""
+
+    RELATIVE_ADAM = "relative-adam"
+    """lr * size(p) * m^ / sqrt(v^), size(p) = max(rms(p), floor). Multiplying by the size of p
+    makes one learning rate fit tensors of any scale, as in Adafactor (Shazeer and Stern 2018,
+    section 8) and LAMB (You et al. 2020)."""
+    RELATIVE_MOMENTUM = "relative-momentum"
+    """lr * size(p) * m^ / sqrt(mean(v^)): gradient descent with momentum, normalized for each
+    tensor as a whole (NovoGrad, Ginsburg et al. 2019)."""
+    ADAM = "adam"
+    """lr * m^ / sqrt(v^): Adam as published (Kingma and Ba 2015)."""
+
+
 def build_optimizer(
-    shapes: Mapping[str, Sequence[int]], shares: Sequence[float]
+    shapes: Mapping[str, Sequence[int]],
+    shares: Sequence[float],
+    optimizer: Optimizer = Optimizer.RELATIVE_ADAM,
 ) -> onnx.ModelProto:
     """Build the update of all parameters from the gradients of the parts of a batch.
 
-    With g the weighted mean of the parts' gradients, shortened where its length exceeds
-    4 times its running mean, and m, v the moments of Adam (Kingma and Ba 2015), each tensor p
-    takes the step lr * max(rms(p), floor) * m^ / sqrt(v^). Multiplying by the size of p makes
-    one learning rate fit tensors of any scale, as in Adafactor (Shazeer and Stern 2018,
-    section 8) and LAMB (You et al. 2020). Where the gradient is not finite, nothing changes.
+    The gradient is the weighted mean of the parts' gradients, shortened where its length
+    exceeds 4 times its running mean. Factors that are the same for all parameters are gathered
+    in scalars, since each operation on all of them reads and writes as much memory as they
+    take.
 
     Args:
         shapes: Parameter name → shape, in the order in which the gradients are flattened.
         shares: Each part's share of the batch; they add up to 1.
+        optimizer: The step that follows from it.
 
     Returns:
         A model. Inputs: ``p<i>`` for each parameter, ``g<j>`` for each part, ``m`` and ``v``
         (flat), ``length`` (running mean gradient length, 0 at first), the scalars ``lr``,
         ``correction1`` and ``correction2`` (1 / (1 - beta^t)). Outputs: ``p<i>_next``,
         ``m_next``, ``v_next``, ``length_next`` and ``norm``, the length of this gradient.
+        Where that is not finite, neither are the others, and the caller keeps what it had.
     """
-    indices = range(len(shapes))
     lines = [
         *_gradient_lines(shares),
         *_moment_lines(),
-        "step = Div (m_corrected, deviation)",
-        f"{', '.join(f'u{i}' for i in indices)} = Split <axis = 0> (step, sizes)",
-        "rate = Where (ok, lr, zero)",
+        *_direction_lines(len(shapes), optimizer),
     ]
     initializers = ["int64[1] flat = {-1}"]
     sizes = []
@@ -56,18 +71,26 @@ def build_optimizer(
         floor = "vector_floor" if len(shape) <= 1 else "tensor_floor"
         dims = ", ".join(str(d) for d in shape)
         initializers.append(f"int64[{len(shape)}] shape{i} = {{{dims}}}")
+        initializers.append(f"float per_root{i} = {{{max(size, 1) ** -0.5!r}}}")
+        if optimizer is Optimizer.ADAM:
+            lines.append(f"rate{i} = Identity (rate)")
+        else:
+            lines += [
+                f"length{i} = ReduceL2 <keepdims = 0> (p{i})",
+                f"rms{i} = Mul (length{i}, per_root{i})",
+                f"size{i} = Max (rms{i}, {floor})",
+                f"rate{i} = Mul (rate, size{i})",
+            ]
         lines += [
-            f"square{i} = Mul (p{i}, p{i})",
-            f"mean{i} = ReduceMean <keepdims = 0> (square{i})",
-            f"rms{i} = Sqrt (mean{i})",
-            f"size{i} = Max (rms{i}, {floor})",
-            f"rate{i} = Mul (rate, size{i})",
             f"scaled{i} = Mul (u{i}, rate{i})",
             f"shaped{i} = Reshape (scaled{i}, shape{i})",
             f"p{i}_next = Sub (p{i}, shaped{i})",
         ]
     initializers.append(f"int64[{len(sizes)}] sizes = {{{', '.join(map(str, sizes))}}}")
-    initializers += [f"float share{j} = {{{share!r}}}" for j, share in enumerate(shares)]
+    initializers.append(f"float share = {{{shares[0]!r}}}")
+    initializers += [
+        f"float weight{j} = {{{share / shares[0]!r}}}" for j, share in enumerate(shares)
+    ]
     initializers += [f"float {name} = {{{value!r}}}" for name, value in _CONSTANTS.items()]
     parameters = [
         f"float[{', '.join(map(str, shape))}] p{i}" if shape else f"float p{i}"
@@ -101,7 +124,6 @@ def build_optimizer(
 _CONSTANTS: Final = {
     "zero": 0.0,
     "one": 1.0,
-    "largest": 3e38,
     "epsilon": 1e-16,
     "beta1": BETA1,
     "beta2": BETA2,
@@ -116,44 +138,69 @@ _CONSTANTS: Final = {
 
 
 def _gradient_lines(shares: Sequence[float]) -> list[str]:
-    """The mean gradient, its length, and the shortened gradient."""
-    parts = [f"part{j}" for j in range(len(shares))]
+    """The sum of the parts, and the scale that makes it the shortened mean gradient."""
+    weighted = [j for j, share in enumerate(shares) if share != shares[0]]
+    parts = [f"part{j}" if j in weighted else f"g{j}" for j in range(len(shares))]
     return [
-        *(f"part{j} = Mul (g{j}, share{j})" for j in range(len(shares))),
+        *(f"part{j} = Mul (g{j}, weight{j})" for j in weighted),
         f"gradient = Sum ({', '.join(parts)})",
-        "norm = ReduceL2 <keepdims = 0> (gradient)",
-        # False for NaN and infinity as well.
-        "ok = Less (norm, largest)",
+        "length_of_sum = ReduceL2 <keepdims = 0> (gradient)",
+        "norm = Mul (length_of_sum, share)",
         "known = Greater (length, zero)",
         "bound = Mul (length, clip)",
         "limit = Where (known, bound, norm)",
         "long = Greater (norm, limit)",
         "shrink = Div (limit, norm)",
         "factor = Where (long, shrink, one)",
-        "clipped = Mul (gradient, factor)",
+        "scale = Mul (factor, share)",
         "counted = Min (norm, limit)",
         "kept = Mul (length, keep)",
         "taken = Mul (counted, take)",
         "blended = Add (kept, taken)",
-        "running = Where (known, blended, norm)",
-        "length_next = Where (ok, running, length)",
+        "length_next = Where (known, blended, norm)",
     ]
 
 
 def _moment_lines() -> list[str]:
-    """Adam's moments; unchanged where the gradient is not finite."""
+    """Adam's moments, and what corrects them and the learning rate for their start."""
     return [
+        "part_of_m = Mul (scale, rest1)",
         "m_kept = Mul (m, beta1)",
-        "m_taken = Mul (clipped, rest1)",
-        "m_blended = Add (m_kept, m_taken)",
-        "m_next = Where (ok, m_blended, m)",
-        "squared = Mul (clipped, clipped)",
+        "m_taken = Mul (gradient, part_of_m)",
+        "m_next = Add (m_kept, m_taken)",
+        "scale_squared = Mul (scale, scale)",
+        "part_of_v = Mul (scale_squared, rest2)",
+        "squared = Mul (gradient, gradient)",
         "v_kept = Mul (v, beta2)",
-        "v_taken = Mul (squared, rest2)",
-        "v_blended = Add (v_kept, v_taken)",
-        "v_next = Where (ok, v_blended, v)",
-        "m_corrected = Mul (m_next, correction1)",
-        "v_corrected = Mul (v_next, correction2)",
-        "root = Sqrt (v_corrected)",
-        "deviation = Add (root, epsilon)",
+        "v_taken = Mul (squared, part_of_v)",
+        "v_next = Add (v_kept, v_taken)",
+        "root_of_correction = Sqrt (correction2)",
+        "least = Div (epsilon, root_of_correction)",
+        "correction = Div (correction1, root_of_correction)",
+        "rate = Mul (lr, correction)",
     ]
+
+
+def _direction_lines(count: int, optimizer: Optimizer) -> list[str]:
+    """For each parameter, the direction of its step, about 1 in size when corrected."""
+
+    def split(source: str, prefix: str) -> str:
+        names = ", ".join(f"{prefix}{i}" for i in range(count))
+        return f"{names} = Split <axis = 0> ({source}, sizes)"
+
+    if optimizer is not Optimizer.RELATIVE_MOMENTUM:
+        return [
+            "root = Sqrt (v_next)",
+            "deviation = Add (root, least)",
+            "step = Div (m_next, deviation)",
+            split("step", "u"),
+        ]
+    lines = [split("m_next", "first"), split("v_next", "second")]
+    for i in range(count):
+        lines += [
+            f"power{i} = ReduceMean <keepdims = 0> (second{i})",
+            f"root{i} = Sqrt (power{i})",
+            f"deviation{i} = Add (root{i}, least)",
+            f"u{i} = Div (first{i}, deviation{i})",
+        ]
+    return lines

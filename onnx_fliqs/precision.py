@@ -4,9 +4,11 @@ Names: ``int8`` (both operands), ``int4:int8`` (weights in int4, activations in 
 ``int4g32:float32`` (weights alone, with a scale for every 32 of them).
 """
 
+import itertools
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from onnx_fliqs.errors import ConfigError
@@ -19,7 +21,7 @@ from onnx_fliqs.formats import (
     parse_format,
 )
 
-__all__ = ["Precision", "PrecisionMap", "parse_precision", "parse_space"]
+__all__ = ["Precision", "PrecisionMap", "parse_precision", "parse_space", "separated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +32,14 @@ class Precision:
     activations: Format
 
     @property
+    def tied(self) -> bool:
+        """Whether both operands are in one format."""
+        return self.weights == self.activations
+
+    @property
     def name(self) -> str:
         """One name if both are the same, else ``weights:activations``."""
-        if self.weights == self.activations:
+        if self.tied:
             return self.weights.name
         return f"{self.weights.name}:{self.activations.name}"
 
@@ -41,6 +48,16 @@ class Precision:
         """By which precisions are sorted, the cheapest first."""
         share = 1 / self.weights.group if self.weights.group else 0.0
         return self.weights.bits * self.activations.bits, self.weights.bits, share, self.name
+
+    def as_precise_as(self, other: "Precision") -> bool:
+        """Whether neither operand is in a coarser format than the other's.
+
+        A partial order, of which ``order`` is one extension. Of two formats with as many bits,
+        such as e4m3 and int8, neither is the coarser one: that depends on the values.
+        """
+        return _as_precise(self.weights, other.weights) and _as_precise(
+            self.activations, other.activations
+        )
 
     @property
     def in_integers(self) -> bool:
@@ -61,6 +78,13 @@ class Precision:
             isinstance(fmt, FloatFormat) and fmt.mantissa < 23
             for fmt in (self.weights, self.activations)
         )
+
+
+def _as_precise(first: Format, second: Format) -> bool:
+    if first.bits != second.bits:
+        return first.bits > second.bits
+    one_grid = replace(first, group=None) == replace(second, group=None)
+    return one_grid and (first.group or math.inf) <= (second.group or math.inf)
 
 
 PrecisionMap: TypeAlias = Mapping[str, Precision]
@@ -88,9 +112,13 @@ def parse_precision(name: str) -> Precision:
             f"{name}: activations have no groups; name their format behind a colon, as in"
             f" {weights.name}:float32"
         )
-    if is_passthrough(weights) and not is_passthrough(activations):
+    if _only_activations(weights, activations):
         raise ConfigError(f"{name}: activations alone are not quantized")
     return Precision(weights, activations)
+
+
+def _only_activations(weights: Format, activations: Format) -> bool:
+    return is_passthrough(weights) and not is_passthrough(activations)
 
 
 def parse_space(text: str) -> tuple[Precision, ...]:
@@ -104,5 +132,31 @@ def parse_space(text: str) -> tuple[Precision, ...]:
     )
     if not names:
         raise ConfigError("the search space is empty")
-    found = {precision.name: precision for precision in map(parse_precision, names)}
+    return _sorted(map(parse_precision, names))
+
+
+def separated(precisions: Iterable[Precision]) -> tuple[Precision, ...]:
+    """A space in which the formats of weights and of activations are chosen apart.
+
+    Every format that stands for both operands is paired with every other; pairs that were
+    asked for by name stay as they are.
+
+    Args:
+        precisions: As :func:`parse_space` reads them.
+
+    Returns:
+        Cheapest first, no repeats.
+    """
+    given = tuple(precisions)
+    formats = [precision.weights for precision in given if precision.tied]
+    pairs = (
+        Precision(weights, activations)
+        for weights, activations in itertools.product(formats, repeat=2)
+        if not _only_activations(weights, activations)
+    )
+    return _sorted((*given, *pairs))
+
+
+def _sorted(precisions: Iterable[Precision]) -> tuple[Precision, ...]:
+    found = {precision.name: precision for precision in precisions}
     return tuple(sorted(found.values(), key=lambda precision: precision.order))

@@ -23,11 +23,15 @@ from onnx_fliqs.index_ranges import index_ranges
 from onnx_fliqs.layer_operators import macs
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.passes.equalize_layers import EqualizeLayersPass
+from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
 from onnx_fliqs.passes.separate_biases import SeparateBiasesPass
+from onnx_fliqs.passes.specialise_sites import SpecialiseSitesPass
 from onnx_fliqs.precision import Precision
-from onnx_fliqs.signs import mark_unsigned
+from onnx_fliqs.rules import Rule
+from onnx_fliqs.signs import mark_unsigned, positive_sites
 from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.targets import Activations, Target
+from onnx_fliqs.thresholds import Thresholds
 from onnx_fliqs.train_step import Batch
 
 __all__ = [
@@ -38,6 +42,7 @@ __all__ = [
     "prepare",
     "synthetic_data",
     "weights_of",
+    "with_sites",
     "with_weights",
 ]
 
@@ -60,6 +65,8 @@ def prepare(
     target: Target,
     precisions: Sequence[Precision],
     *,
+    rules: Sequence[Rule] = (),
+    distinct: bool = True,
     remove_quantization: bool = False,
     equalize: bool = False,
     separate_biases: bool = False,
@@ -71,11 +78,14 @@ def prepare(
         dataset: For the sizes of free dimensions; None: one made-up sample.
         target: Decides the sites.
         precisions: What the layers choose from, cheapest first.
+        rules: As for :func:`~onnx_fliqs.find_layers.find_layers`.
+        distinct: The same.
         remove_quantization: Turn a quantized model back into a float model, not refuse it.
         equalize: Equalize the ranges of the channels between layers.
         separate_biases: Give every layer that can have one a bias of its own.
 
     Raises:
+        ConfigError: A rule is for no layer, or leaves one without a choice.
         UnsupportedError: Nothing can be quantized, or the model cannot be run.
         DataError: The model needs real data to be run.
     """
@@ -84,7 +94,7 @@ def prepare(
         EqualizeLayersPass()(canonical)
     if separate_biases:
         SeparateBiasesPass()(canonical)
-    space = find_layers(canonical, target, precisions)
+    space = find_layers(canonical, target, precisions, rules, distinct=distinct)
     if dataset is None:
         dataset = synthetic_data(canonical, 1, 0)
     return Prepared(canonical, _with_macs(canonical, space, dataset))
@@ -139,6 +149,14 @@ def _note_ranks(model: ir.Model, seen: Mapping[str, npt.NDArray[Any]]) -> None:
         common.ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
+def with_sites(prepared: Prepared) -> ir.Model:
+    """The canonical model with a site at every operand that is searched, for training."""
+    model, space = prepared.canonical.clone(), prepared.space
+    InsertSearchSitesPass(space)(model)
+    SpecialiseSitesPass(space.byte_sites, positive_sites(prepared.canonical, space))(model)
+    return model
+
+
 def make_batch(dataset: Dataset, indices: npt.NDArray[Any]) -> Batch:
     """Gather samples and labels."""
     labels = None if dataset.labels is None else dataset.labels[indices].astype(np.int64)
@@ -156,7 +174,11 @@ def calibration_batches(dataset: Dataset) -> list[Batch]:
 
 
 def calibrate(
-    prepared: Prepared, target: Target, dataset: Dataset, seed: int
+    prepared: Prepared,
+    target: Target,
+    dataset: Dataset,
+    seed: int,
+    thresholds: Thresholds = Thresholds.SWITCHED,
 ) -> tuple[
     Prepared,
     dict[tuple[str, str], npt.NDArray[np.float32]],
@@ -185,9 +207,9 @@ def calibrate(
             for s in space.sites
         )
         space = replace(space, sites=tuple(sites))
-    scales = activation_scales(space, samples)
+    scales = activation_scales(space, samples, thresholds)
     weights = weights_of(canonical, space)
-    scales |= weight_scales(space, weights, seed)
+    scales |= weight_scales(space, weights, seed, thresholds)
     return Prepared(canonical, space), fit_to_activations(space, scales, weights), samples
 
 

@@ -10,13 +10,16 @@ import numpy.typing as npt
 
 from onnx_fliqs.borders import Border, spent
 from onnx_fliqs.controller import Choices
-from onnx_fliqs.cost import CostTable
+from onnx_fliqs.cost import CostTable, by_budget
 from onnx_fliqs.errors import InfeasibleError
 
 __all__ = ["LEAST_SPENT", "cheapest", "project"]
 
 LEAST_SPENT: Final = 0.98
-"""An assignment is held to spend the budget if it costs at least this share of it."""
+"""An assignment is held to spend the budget if it costs at least this share of it; of several
+budgets, one has to be spent."""
+_ROUNDING: Final = 1e-9
+"""A budget that one assignment meets exactly must not fail by rounding."""
 
 
 def project(
@@ -25,27 +28,36 @@ def project(
     slack: float = math.inf,
     borders: Sequence[Border] = (),
 ) -> Choices:
-    """Choose the assignment that is preferred most among those that meet the budget.
+    """Choose the assignment that is preferred most among those that meet every budget.
 
     Maximises sum_i preference_i(a_i) subject to sum_i cost_i(a_i) <= 1, borders included, an
-    integer program; twice: among the assignments that spend the budget, and among all. The
+    integer program: among the assignments that spend one of the budgets, and among all. The
     first is taken unless the second is better by more than ``slack``.
 
     Args:
         preferences: Never positive, 0 is best: log-probabilities, or predicted losses negated,
             of each choice of each decision.
-        costs: Cost of each choice as a share of the budget.
+        costs: Cost of each choice as a share of each budget.
         slack: How much worse an assignment that spends the budget may be, as a share of what
             the best one lacks; infinity: it is taken whenever there is one.
-        borders: Costs of pairs of decisions, as shares of the budget.
+        borders: Costs of pairs of decisions, as shares of a budget.
 
     Raises:
-        InfeasibleError: Every assignment costs more than the budget.
+        InfeasibleError: Every assignment costs more than a budget.
     """
-    best = _solve(preferences, costs, borders, 0.0)
+    program = _program(costs, borders)
+    best = _solve(preferences, costs, borders, program, None)
     if best is None:
         raise InfeasibleError("no assignment of formats meets the budget")
-    spending = _solve(preferences, costs, borders, LEAST_SPENT)
+    found = [
+        _solve(preferences, costs, borders, program, budget)
+        for budget in range(len(program.costs))
+    ]
+    spending = max(
+        (choices for choices in found if choices is not None),
+        key=lambda choices: _total(preferences, choices),
+        default=None,
+    )
     if spending is None:
         return best
     lacking, lacking_when_spending = (
@@ -56,12 +68,20 @@ def project(
     return best
 
 
-def cheapest(costs: CostTable, borders: Sequence[Border] = ()) -> Choices:
-    """The assignment that costs least, borders included."""
+def cheapest(
+    costs: CostTable, borders: Sequence[Border] = (), budget: int = 0
+) -> Choices | None:
+    """The assignment that costs least of one budget among those that meet the others, if any.
+
+    Args:
+        costs: Cost of each choice as a share of each budget.
+        borders: Costs of pairs of decisions, as shares of a budget.
+        budget: Which one is free.
+    """
     program = _program(costs, borders)
-    found = _optimum(program, program.costs, 0.0, math.inf)
-    assert found is not None
-    return found
+    most = np.full(len(program.costs), 1 + _ROUNDING)
+    most[budget] = math.inf
+    return _optimum(program, program.costs[budget], np.zeros(len(most)), most)
 
 
 def _total(rows: Sequence[npt.NDArray[np.float64]], choices: Sequence[int]) -> float:
@@ -73,6 +93,7 @@ class _Program:
     """The constraints of all assignments: 0/1 variables for choices, then one per border."""
 
     costs: npt.NDArray[np.float64]
+    """[budgets, variables]"""
     owner: npt.NDArray[np.int64]
     """Of each choice: its decision."""
     decisions: int
@@ -87,6 +108,8 @@ def _program(costs: CostTable, borders: Sequence[Border]) -> _Program:
     starts = np.cumsum([0, *map(len, costs)])
     choices = int(starts[-1])
     rows, offsets = [], []
+    own = by_budget(costs)
+    crossing = np.zeros((len(own), len(borders)))
 
     def chosen(decision: int, kinds: Sequence[str], kind: str) -> npt.NDArray[np.float64]:
         """1 in the product with an assignment if the decision has this kind."""
@@ -97,6 +120,7 @@ def _program(costs: CostTable, borders: Sequence[Border]) -> _Program:
     for number, border in enumerate(borders):
         crossed = np.zeros(choices + len(borders))
         crossed[choices + number] = 1.0
+        crossing[border.budget, number] = border.cost
         for kind in sorted({*border.kinds[0], *border.kinds[1]}):
             first = chosen(border.first, border.kinds[0], kind)
             second = chosen(border.second, border.kinds[1], kind)
@@ -104,7 +128,7 @@ def _program(costs: CostTable, borders: Sequence[Border]) -> _Program:
             rows.append(-crossed - first - second)
             offsets += [0.0, 0.0, 2.0]
     return _Program(
-        np.concatenate([*costs, [border.cost for border in borders]]),
+        np.concatenate([own, crossing], axis=1),
         np.repeat(np.arange(len(costs)), [len(row) for row in costs]),
         len(costs),
         np.array(rows).reshape(len(rows), choices + len(borders)),
@@ -113,9 +137,12 @@ def _program(costs: CostTable, borders: Sequence[Border]) -> _Program:
 
 
 def _optimum(
-    program: _Program, weights: npt.NDArray[np.float64], least: float, most: float
+    program: _Program,
+    weights: npt.NDArray[np.float64],
+    least: npt.NDArray[np.float64],
+    most: npt.NDArray[np.float64],
 ) -> Choices | None:
-    """The assignment of the least weight with a cost between two bounds, if there is one."""
+    """The assignment of the least weight with costs between two bounds, if there is one."""
     from scipy.optimize import Bounds, LinearConstraint, milp  # slow to import
 
     owner, count = program.owner, program.decisions
@@ -123,7 +150,7 @@ def _optimum(
     one_each[owner, np.arange(len(owner))] = 1.0
     constraints = [
         LinearConstraint(one_each, 1, 1),
-        LinearConstraint(program.costs[None, :], least, most),
+        LinearConstraint(program.costs, least, most),
     ]
     if len(program.offsets):
         constraints.append(LinearConstraint(program.crossings, -program.offsets, np.inf))
@@ -144,18 +171,29 @@ def _solve(
     preferences: Sequence[npt.NDArray[np.float64]],
     costs: CostTable,
     borders: Sequence[Border],
-    least: float,
+    program: _Program,
+    budget: int | None,
 ) -> Choices | None:
-    """The most preferred assignment with a cost between ``least`` and 1, if there is one."""
+    """The most preferred assignment within all budgets that spends one, if there is one.
+
+    Args:
+        preferences: As for :func:`project`.
+        costs: The same.
+        borders: The same.
+        program: Of these costs.
+        budget: Which one has to be spent; None: it does not matter.
+    """
+    least = np.zeros(len(program.costs))
+    if budget is not None:
+        least[budget] = LEAST_SPENT
     weights = -np.concatenate([row - row.max() for row in preferences])
     # The solver's tolerances are absolute: bring the differences that matter to about 1.
     weights /= max(float(weights.max()), 1e-300)
     weights = np.append(weights, np.zeros(len(borders)))
-    # A budget that one assignment meets exactly must not fail by rounding.
-    chosen = _optimum(_program(costs, borders), weights, least, 1 + 1e-9)
+    chosen = _optimum(program, weights, least, np.full(len(least), 1 + _ROUNDING))
     if chosen is None:
         return None
-    return _improved(list(chosen), preferences, costs, borders, least)
+    return _improved(list(chosen), preferences, costs, borders, float(least.max()))
 
 
 def _improved(

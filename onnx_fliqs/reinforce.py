@@ -8,7 +8,17 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_fliqs.controller import Choices, ControllerConfig, Policy, Row, softmax
+from onnx_fliqs.borders import spent
+from onnx_fliqs.controller import (
+    Choices,
+    ControllerConfig,
+    Policy,
+    RewardForm,
+    Row,
+    Schedule,
+    ramp,
+    softmax,
+)
 from onnx_fliqs.cost import CostTable
 
 __all__ = ["Reinforce", "ReinforceState", "entropy_weight", "reward"]
@@ -33,24 +43,36 @@ class ReinforceState:
     updates: int = 0
 
 
-def entropy_weight(end: float, progress: float) -> float:
-    """Cosine schedule beta_end (1 - cos(pi s)) / 2 (FLIQS's entropy regularisation)."""
-    return end * (1 - math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
+def entropy_weight(end: float, progress: float, schedule: Schedule = Schedule.COSINE) -> float:
+    """FLIQS's entropy regularisation: from 0 to ``end``, or ``end`` all the time."""
+    return end if schedule is Schedule.CONSTANT else end * ramp(schedule, progress)
 
 
-def reward(quality: float, cost: float, beta: float) -> float:
-    """R = Q + beta |T/T0 - 1| (FLIQS; TuNAS's absolute reward).
+def reward(
+    quality: float, cost: float, beta: float, form: RewardForm = RewardForm.ABSOLUTE
+) -> float:
+    """R, higher is better.
 
     Args:
-        quality: Q, higher is better.
-        cost: T/T0.
+        quality: Q, higher is better; not negative for the exponential forms.
+        cost: T/T0; of several budgets, the largest share. The sum over budgets would draw
+            those that are not needed towards being spent as well.
         beta: Negative.
+        form: How the two are combined.
     """
-    return quality + beta * abs(cost - 1)
+    match form:
+        case RewardForm.ABSOLUTE:
+            return quality + beta * abs(cost - 1)
+        case RewardForm.ONE_SIDED:
+            return quality + beta * max(0.0, cost - 1)
+        case RewardForm.EXPONENTIAL:
+            return quality * math.pow(cost, beta)
+        case RewardForm.HARD_EXPONENTIAL:
+            return quality * math.pow(max(1.0, cost), beta)
 
 
 class Reinforce:
-    """One draw per decision, a baseline, an entropy penalty on a cosine schedule."""
+    """One draw per decision, a baseline, an entropy penalty that grows."""
 
     slack = math.inf
     """Log-probabilities do not tell how much worse another assignment would be."""
@@ -59,7 +81,8 @@ class Reinforce:
         """Name the decisions.
 
         Args:
-            costs: Cost of each choice of each decision as a share of the budget T0.
+            costs: Cost of each choice of each decision as a share of the budget T0, or of each
+                of several.
             config: Settings.
         """
         self._costs = costs
@@ -107,7 +130,8 @@ class Reinforce:
             advantages = (rewards - rewards.mean()) * count / (count - 1)
         else:
             advantages = rewards - state.baseline
-        weight = entropy_weight(self._config.entropy_end, progress)
+        config = self._config
+        weight = entropy_weight(config.entropy_end, progress, config.entropy_schedule)
         gradients = []
         for i, p in enumerate(self.policy(state, progress)):
             log_p = np.log(np.maximum(p, 1e-300))
@@ -124,9 +148,10 @@ class Reinforce:
         scored, rewards = [], []
         for choices, loss in zip(draws, losses, strict=True):
             if math.isfinite(loss):
-                cost = sum(float(row[c]) for row, c in zip(self._costs, choices, strict=True))
+                cost = spent(self._costs, (), choices)
                 scored.append(choices)
-                rewards.append(reward(-loss, cost, self._config.beta))
+                config = self._config
+                rewards.append(reward(-loss, cost, config.beta, config.reward))
         return scored, np.array(rewards, np.float64)
 
     def _follow(self, state: ReinforceState, rewards: Row) -> ReinforceState:

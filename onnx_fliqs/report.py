@@ -7,7 +7,9 @@ from typing import Any
 import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
+from onnx_fliqs.budget_shares import BudgetReport
 from onnx_fliqs.containers import container_of
+from onnx_fliqs.convergence import Convergence
 from onnx_fliqs.cost import Cost, cost_of, layer_bops
 from onnx_fliqs.latency_report import LatencyReport
 from onnx_fliqs.model import atomic_write, save_model
@@ -41,6 +43,8 @@ class LayerReport:
     """Why the weight was not trained."""
     weight_only: str | None = None
     """Why the activations stay float; None where they have the format too."""
+    rule: str | None = None
+    """The rule that said what it may take; None without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +79,12 @@ class SearchResult:
     seed: int
     entropy: float | None
     """Mean entropy of the policy in nats when the assignment was fixed; None without one."""
+    convergence: Convergence | None
+    """None after an emission without a search."""
     strategy: Strategy | None
     """How the assignment was chosen; None after an emission without a search."""
+    budgets: tuple[BudgetReport, ...] = ()
+    """What was used of each; none after an emission without a search."""
     latency: LatencyReport | None = None
     """None without a latency table."""
     warnings: tuple[str, ...]
@@ -93,6 +101,7 @@ class SearchResult:
             "layers": [asdict(layer) for layer in self.layers],
             "skipped": [asdict(item) for item in self.skipped],
             "cost": asdict(self.cost),
+            "budgets": [asdict(budget) for budget in self.budgets],
             "quality": {
                 "metric": self.metric,
                 "float": self.float_quality,
@@ -105,6 +114,7 @@ class SearchResult:
             "optimization_level": self.optimization_level.value,
             "strategy": None if self.strategy is None else self.strategy.value,
             "policy_entropy": self.entropy,
+            "convergence": None if self.convergence is None else self.convergence.to_dict(),
             "steps": self.steps,
             "seconds": self.seconds,
             "seed": self.seed,
@@ -151,6 +161,7 @@ def layer_reports(space: SearchSpace, chosen: PrecisionMap) -> tuple[LayerReport
             simulated=not all(container_of(fmt).native for fmt in formats),
             reason=layer.frozen,
             weight_only=layer.weight_only,
+            rule=layer.rule,
         )
 
     return tuple(report(layer) for layer in space.layers)

@@ -29,6 +29,7 @@ import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.borders import spent
+from onnx_fliqs.budget_shares import budget_reports
 from onnx_fliqs.calibrate import (
     activation_scales,
     blended,
@@ -43,12 +44,14 @@ from onnx_fliqs.controller import (
     Controller,
     Method,
     Policy,
+    Signal,
     entropy,
     expected_cost,
     most_probable,
     sample,
     uniform,
 )
+from onnx_fliqs.convergence import Convergence, Evidence, History, doubts
 from onnx_fliqs.cost import CostTable, cost_of
 from onnx_fliqs.critic import Critic
 from onnx_fliqs.data import Dataset, batch_indices
@@ -58,16 +61,13 @@ from onnx_fliqs.evaluation import run_dataset, without_filling
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.latency_report import LatencyReport, report_latency
 from onnx_fliqs.objective import Metric, quality
-from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
-from onnx_fliqs.passes.specialise_sites import SpecialiseSitesPass
-from onnx_fliqs.prepare import make_batch, weights_of, with_weights
+from onnx_fliqs.prepare import make_batch, weights_of, with_sites, with_weights
 from onnx_fliqs.projection import project
 from onnx_fliqs.reinforce import Reinforce
 from onnx_fliqs.report import SearchResult, layer_reports
 from onnx_fliqs.runtime import load_training, make_session
 from onnx_fliqs.search_setup import Setup, set_up
 from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
-from onnx_fliqs.signs import positive_sites
 from onnx_fliqs.sites import ScaleTable, SiteValues
 from onnx_fliqs.strategies import (
     Strategy,
@@ -77,7 +77,8 @@ from onnx_fliqs.strategies import (
     random_choices,
     uniform_choices,
 )
-from onnx_fliqs.train_step import Batch, TrainStep
+from onnx_fliqs.thresholds import Statistics
+from onnx_fliqs.train_step import Batch, TrainStep, part_sizes
 from onnx_fliqs.trainability import trainable_parameters
 
 __all__ = ["Phase", "Progress", "search"]
@@ -120,7 +121,7 @@ class Progress:
     held_out: float
     """Mean loss of the policy's draws on held-out samples; NaN in the frozen phase."""
     cost: float
-    """Expected cost as a share of the budget."""
+    """Expected cost as a share of the budget; of several, the largest share."""
     entropy: float
     """Mean entropy of the policy, in nats; NaN where there is none."""
     quality: float | None
@@ -154,7 +155,7 @@ def search(
     Raises:
         ModelError: The model cannot be read or quantized (exit code 3).
         DataError: The data does not fit the model.
-        InfeasibleError: The budget cannot be met (exit code 4).
+        InfeasibleError: A budget cannot be met, alone or with another (exit code 4).
         VerificationError: The emitted graph computes something else (exit code 5).
         InterruptedSearchError: The user pressed Ctrl-C; the checkpoint is written.
         EnvironmentMissingError: There is no ONNX Runtime with training kernels.
@@ -194,17 +195,14 @@ class _Run:
         self._last = min(round(config.freeze * config.steps), config.steps - 1)
         self._delay = round(config.delay * config.steps) if searches else 0
         self._freeze = self._last if searches else 0
+        self._look_back = self._freeze - (self._freeze - self._delay) // 4
         self._costs, self._borders = setup.costs, setup.borders
         self._controller = _controller(setup, self._costs)
         self._uniform = uniform([len(row) for row in self._costs])
         self._parts = _part_sizes(setup.train, config)
-        searchable = setup.prepared.canonical.clone()
-        InsertSearchSitesPass(space)(searchable)
-        positive = positive_sites(setup.prepared.canonical, space)
-        SpecialiseSitesPass(space.byte_sites, positive)(searchable)
         outputs = setup.objective.outputs
         self._step = TrainStep(
-            searchable,
+            with_sites(setup.prepared),
             objective=setup.objective,
             parameters=trainable_parameters(
                 exposed(setup.prepared.canonical, outputs), outputs
@@ -212,6 +210,7 @@ class _Run:
             teacher=setup.prepared.canonical,
             parts=self._parts,
             workers=config.threads,
+            optimizer=config.optimizer,
         )
         self._held_out = _batches(setup.held_out, _EVALUATION_BATCH)
         self._teacher = self._without_filling(self._step.teacher_outputs(self._held_out))
@@ -222,7 +221,11 @@ class _Run:
     def initial(self) -> SearchState:
         """Before the first step: calibrated thresholds, a uniform policy."""
         return SearchState(
-            0, self._step.initial(), self._controller.initial(), self._setup.scales
+            0,
+            self._step.initial(),
+            self._controller.initial(),
+            self._setup.scales,
+            History.empty(self._setup.config.steps),
         )
 
     def loop(
@@ -248,6 +251,8 @@ class _Run:
         config, step = self._setup.config, state.step
         if step == self._freeze:
             state = self._fix(state)
+        elif step == self._look_back:
+            state = replace(state, earlier=self._choose(state))
         if step % config.refresh == 0 and step > 0:
             state = replace(state, scales=self._rescale(state))
         phase = self._phase(step)
@@ -260,17 +265,26 @@ class _Run:
         state = replace(state, step=step + 1)
         measured = None
         if phase is Phase.FROZEN and self._is_evaluation(state.step):
-            state, measured = self._measure(state)
-        return state, Progress(
+            state, measured, held_out = self._measure(state)
+        report = Progress(
             step=state.step,
             steps=config.steps,
             phase=phase,
             loss=loss,
-            held_out=held_out,
+            held_out=math.nan if phase is Phase.FROZEN else held_out,
             cost=self._expected_cost(state, policy),
             entropy=entropy(policy) if state.final is None else state.entropy,
             quality=measured,
         )
+        history = state.history.added(
+            state.step,
+            config.steps,
+            loss=loss,
+            held_out=held_out,
+            cost=report.cost,
+            entropy=report.entropy,
+        )
+        return replace(state, history=history), report
 
     def _policy(self, state: SearchState) -> Policy:
         """The policy of the coming step: uniform during the delay."""
@@ -337,18 +351,32 @@ class _Run:
         size = data.fixed_batch or min(config.held_out_batch, len(data))
         indices = batch_indices(len(data), size, state.step, config.seed + 1)
         draws = [sample(policy, rng) for _ in range(config.draws)]
-        losses = self._step.losses(
-            state.train,
-            make_batch(data, indices),
-            [self._values(draw, state.scales) for draw in draws],
-        )
+        losses, scores = self._score(state, draws, make_batch(data, indices))
         if state.step < self._delay:
-            learned = self._controller.observe(state.controller, draws, losses)
+            learned = self._controller.observe(state.controller, draws, scores)
         else:
             learned = self._controller.update(
-                state.controller, draws, losses, self._progress(state.step)
+                state.controller, draws, scores, self._progress(state.step)
             )
         return replace(state, controller=learned), float(np.mean(losses))
+
+    def _score(
+        self, state: SearchState, draws: Sequence[Choices], batch: Batch
+    ) -> tuple[list[float], list[float]]:
+        """The losses of the draws, and what the controller is told: the less, the better."""
+        values = [self._values(draw, state.scales) for draw in draws]
+        signal = self._setup.config.controller.signal
+        if signal is Signal.LOSS:
+            losses = self._step.losses(state.train, batch, values)
+            return losses, losses
+        metric = Metric(signal.value)
+        teacher = self._step.teacher_outputs([batch])
+        judged = self._step.judge_each(state.train, batch, values)
+        scores = [
+            -quality(metric, outputs, labels=batch.labels, teacher=teacher)
+            for outputs, _ in judged
+        ]
+        return [loss for _, loss in judged], scores
 
     def _fix(self, state: SearchState) -> SearchState:
         """Fix the assignment; the untrained weights are the first candidate, to be beaten."""
@@ -364,8 +392,11 @@ class _Run:
     def _choose(self, state: SearchState) -> Choices:
         """The assignment that the strategy asks for."""
         strategy, costs, borders = self._setup.config.strategy, self._costs, self._borders
+        if strategy is Strategy.FIXED:
+            # The space has no other choices.
+            return (0,) * len(costs)
         if strategy is Strategy.UNIFORM:
-            return uniform_choices(costs, self._space.levels, borders)
+            return uniform_choices(costs, self._space.uniform_choices, borders)
         if strategy is Strategy.RANDOM:
             rng = np.random.default_rng(self._setup.config.seed)
             return random_choices(costs, rng, borders)
@@ -373,7 +404,9 @@ class _Run:
             preferences = self._controller.preferences(state.controller)
             return project(preferences, costs, self._controller.slack, borders)
         damage = measure_damage(
-            costs, lambda candidates: self._damage_losses(state, candidates)
+            costs,
+            self._space.as_precise,
+            lambda candidates: self._damage_losses(state, candidates),
         )
         choose = greedy_choices if strategy is Strategy.GREEDY else program_choices
         return choose(costs, damage, borders)
@@ -386,8 +419,11 @@ class _Run:
         sizes = [batch.size for batch in batches]
         return [float(x) for x in np.average(losses, axis=0, weights=sizes)]
 
-    def _measure(self, state: SearchState) -> tuple[SearchState, float]:
-        """Quality of the fixed assignment on the held-out samples; remembers the best."""
+    def _measure(self, state: SearchState) -> tuple[SearchState, float, float]:
+        """Quality and loss of the fixed assignment on the held-out samples.
+
+        The best weights are remembered.
+        """
         assert state.final is not None
         values = self._values(state.final, state.scales)
         outputs, loss = self._step.judge(state.train, self._held_out, values)
@@ -404,7 +440,7 @@ class _Run:
         ):
             weights = {name: v.numpy() for name, v in state.train.parameters.items()}
             best = Best(value, loss, weights, state.scales)
-        return replace(state, best=best), value
+        return replace(state, best=best), value, loss
 
     def _without_filling(
         self, outputs: Mapping[str, npt.NDArray[Any]]
@@ -414,10 +450,18 @@ class _Run:
         return {name: without_filling(array, fed, samples) for name, array in outputs.items()}
 
     def _rescale(self, state: SearchState) -> Scales:
-        """Thresholds that follow the weights, and running ones for the activations."""
+        """Thresholds that follow the weights, and with them the activations."""
         space, config = self._space, self._setup.config
+        calibrated = config.statistics is Statistics.CALIBRATED
         trained = {name: value.numpy() for name, value in state.train.parameters.items()}
         weights = weights_of(self._setup.prepared.canonical, space) | trained
+        scales = self._setup.scales if calibrated else self._activation_scales(state)
+        scales = scales | weight_scales(space, weights, config.seed, config.thresholds)
+        return fit_to_activations(space, scales, weights)
+
+    def _activation_scales(self, state: SearchState) -> Scales:
+        """Of what the network as it is now makes of some training samples."""
+        space, config = self._space, self._setup.config
         choices = state.final or most_probable(
             self._controller.policy(state.controller, self._progress(state.step))
         )
@@ -429,11 +473,10 @@ class _Run:
             state.train, batch, self._values(choices, state.scales), list(dict.fromkeys(names))
         )
         samples = sample_values([seen], 1, config.seed)
-        running = activation_scales(space, samples)
-        if not space.power_of_two_scales:
-            running = blended(state.scales, running, _KEPT_SCALE)
-        running |= weight_scales(space, weights, config.seed)
-        return fit_to_activations(space, running, weights)
+        latest = activation_scales(space, samples, config.thresholds)
+        if config.statistics is Statistics.LATEST or space.power_of_two_scales:
+            return latest
+        return blended(state.scales, latest, _KEPT_SCALE)
 
     # --- checkpoints -----------------------------------------------------------------------
 
@@ -471,6 +514,9 @@ class _Run:
         measure = {"labels": setup.held_out.labels, "teacher": self._teacher}
         outputs = run_dataset(session, setup.held_out, names)
         metric = setup.objective.metric
+        float_quality = quality(metric, self._teacher, **measure)  # type: ignore[arg-type]
+        quantized_quality = quality(metric, outputs, **measure)  # type: ignore[arg-type]
+        convergence = self._convergence(state, float_quality - quantized_quality)
         shipped, notes = ship(emitted.graph, setup.target, setup.held_out)
         return SearchResult(
             model=shipped,
@@ -479,9 +525,10 @@ class _Run:
             layers=layer_reports(self._space, chosen),
             skipped=self._space.skipped,
             cost=cost_of(self._space, chosen),
+            budgets=budget_reports(setup.budgets, self._costs, self._borders, state.final),
             metric=metric.value,
-            float_quality=quality(metric, self._teacher, **measure),  # type: ignore[arg-type]
-            quantized_quality=quality(metric, outputs, **measure),  # type: ignore[arg-type]
+            float_quality=float_quality,
+            quantized_quality=quantized_quality,
             untrained_loss=state.untrained_loss,
             loss=best.loss,
             verification=emitted.verification,
@@ -490,10 +537,41 @@ class _Run:
             seconds=time.monotonic() - started,
             seed=setup.config.seed,
             entropy=None if math.isnan(state.entropy) else state.entropy,
+            convergence=convergence,
             strategy=setup.config.strategy,
             latency=latency,
-            warnings=(*setup.warnings, *emitted.warnings, *unmeasured, *notes),
+            warnings=(
+                *setup.warnings,
+                *emitted.warnings,
+                *unmeasured,
+                *notes,
+                *convergence.warnings,
+            ),
         )
+
+    def _convergence(self, state: SearchState, lost: float) -> Convergence:
+        """Whether the search has come to an end, from all that is known of it."""
+        config = self._setup.config
+        assert state.final is not None and state.best is not None  # noqa: PT018 - as above
+        curves = state.history.curves(config.steps)
+        favourites = None
+        if config.strategy is Strategy.FLIQS:
+            favourites = most_probable(self._controller.policy(state.controller, 1.0))
+        evidence = Evidence(
+            curves=curves,
+            choices=[len(row) for row in self._costs],
+            final=state.final,
+            entropy=state.entropy,
+            favourites=favourites,
+            earlier=state.earlier,
+            frozen=self._freeze,
+            steps=config.steps,
+            trained=bool(state.train.parameters),
+            untrained_loss=state.untrained_loss,
+            loss=state.best.loss,
+            lost=lost,
+        )
+        return Convergence(doubts(evidence), curves)
 
     def _latency(
         self, chosen: Mapping[str, str], emitted: Emitted
@@ -525,13 +603,11 @@ def _controller(setup: Setup, costs: CostTable) -> Controller[Any]:
 
 
 def _part_sizes(data: Dataset, config: SearchConfig) -> list[int]:
-    """How a training batch is cut: one part per worker, or as the model's batch size says."""
+    """How a training batch is cut."""
     fixed = data.fixed_batch
     if fixed is not None:
         return [fixed] * max(1, round(config.batch_size / fixed))
-    batch = min(config.batch_size, len(data))
-    count = min(config.threads, batch)
-    return [len(part) for part in np.array_split(np.arange(batch), count)]
+    return part_sizes(min(config.batch_size, len(data)), config.threads)
 
 
 def _batches(data: Dataset, size: int) -> list[Batch]:

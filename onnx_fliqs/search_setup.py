@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,22 +12,18 @@ import onnx_ir as ir
 
 from onnx_fliqs._version import __version__
 from onnx_fliqs.borders import Border
+from onnx_fliqs.budget_shares import budget_shares
 from onnx_fliqs.calibrate import distortions
 from onnx_fliqs.config import SearchConfig
-from onnx_fliqs.cost import (
-    Budget,
-    BudgetKind,
-    CostTable,
-    check_feasible,
-    cost_table,
-    default_budget,
-)
+from onnx_fliqs.controller import Signal
+from onnx_fliqs.cost import Budget, BudgetKind, CostTable, cost_of, default_budget
 from onnx_fliqs.data import Dataset, check_labels, input_specs, load_npz, split
+from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.evaluation import run_dataset, scored_output
 from onnx_fliqs.judged import exposed, judged_values
-from onnx_fliqs.latency_budget import latency_shares
+from onnx_fliqs.legality import check_pairs
 from onnx_fliqs.model import fingerprint, load_model
-from onnx_fliqs.objective import Objective, choose_objective
+from onnx_fliqs.objective import Metric, Objective, choose_objective
 from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data, weights_of
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.search_state import Scales
@@ -37,6 +34,7 @@ from onnx_fliqs.trainability import why_frozen
 
 __all__ = ["Setup", "set_up"]
 
+_TARGET: Final = "generic"
 _SYNTHETIC_SAMPLES: Final = 256
 _LARGEST_VALIDATION: Final = 2000
 _SAMPLE: Final = 64
@@ -52,12 +50,12 @@ class Setup:
     prepared: Prepared
     scales: Scales
     distortions: tuple[npt.NDArray[np.float64], ...]
-    """Relative squared error of each decision's operands in each format."""
-    budget: Budget
+    """For each decision, [choices, 2]: relative squared errors of weights and activations."""
+    budgets: tuple[Budget, ...]
     costs: CostTable
-    """Of each choice of each decision, as a share of the budget."""
+    """Of each choice of each decision, as a share of each budget."""
     borders: tuple[Border, ...]
-    """Costs of pairs of decisions, as shares of the budget."""
+    """Costs of pairs of decisions, as shares of a budget."""
     objective: Objective
     train: Dataset
     held_out: Dataset
@@ -78,20 +76,36 @@ def set_up(
     Raises:
         ModelError: The model cannot be read or quantized.
         DataError: The data does not fit the model.
-        InfeasibleError: The budget cannot be met.
+        InfeasibleError: A budget cannot be met, alone or together with another.
     """
-    target = parse_target(config.target)
-    precisions = target.space(config.space)
+    target = _target(config)
+    fixed = config.assignment
+    precisions = (
+        target.space(config.space, separate=config.separate)
+        if fixed is None
+        else fixed.space(target)
+    )
     model = load_model(source) if isinstance(source, Path) else source
     warnings = []
     dataset = load_npz(data, input_specs(model)) if isinstance(data, Path) else data
     prepared = prepare(
-        model, dataset, target, precisions, remove_quantization=config.remove_quantization
+        model,
+        dataset,
+        target,
+        precisions,
+        rules=config.rules,
+        distinct=fixed is None,
+        remove_quantization=config.remove_quantization,
     )
-    budget = config.budget or default_budget(prepared.space, target.default_bits)
+    if config.separate:
+        check_pairs(prepared.space, target)
+    if fixed is not None:
+        only = prepared.space.fixed(fixed.precisions(prepared.space))
+        prepared = replace(prepared, space=only)
+    budgets = _budgets(prepared.space, target, config)
     if config.latency_table is not None:
         config.latency_table.check(prepared.space, fingerprint(model), target.name)
-    costs, borders = _shares(prepared.space, budget, config)
+    costs, borders = budget_shares(prepared.space, budgets, config.latency_table)
     if dataset is None:
         dataset = synthetic_data(prepared.canonical, _SYNTHETIC_SAMPLES, config.seed)
         warnings.append(
@@ -99,16 +113,19 @@ def set_up(
             " pass --data for a model to ship"
         )
     train, held_out = split(dataset, _validation_share(len(dataset), config), config.seed)
-    prepared, scales, samples = calibrate(prepared, target, train, config.seed)
+    prepared, scales, samples = calibrate(
+        prepared, target, train, config.seed, config.thresholds
+    )
     weights = weights_of(prepared.canonical, prepared.space)
     objective = _objective(prepared, train, config)
+    _check_signal(config.controller.signal, train, objective)
     warnings += objective.notes
     prepared = _mark_frozen(prepared, objective.outputs)
     identity = {
         "version": __version__,
         "model": fingerprint(model),
         "data": dataset.fingerprint(),
-        "settings": _settings(config, target, budget),
+        "settings": _settings(config, target, budgets),
     }
     return Setup(
         config,
@@ -116,7 +133,7 @@ def set_up(
         prepared,
         scales,
         distortions(prepared.space, samples, weights, scales),
-        budget,
+        budgets,
         costs,
         borders,
         objective,
@@ -127,35 +144,47 @@ def set_up(
     )
 
 
-def _shares(
-    space: SearchSpace, budget: Budget, config: SearchConfig
-) -> tuple[CostTable, tuple[Border, ...]]:
-    """Costs as shares of a budget that can be met.
-
-    Raises:
-        InfeasibleError: It cannot.
-    """
-    if budget.kind is BudgetKind.LATENCY:
-        assert config.latency_table is not None
-        return latency_shares(space, budget, config.latency_table)
-    check_feasible(space, budget)
-    limit = budget.limit(space)
-    return tuple(row / limit for row in cost_table(space, budget.kind)), ()
+def _target(config: SearchConfig) -> Target:
+    """The one that is asked for, else the one that the assignment was chosen for."""
+    if config.target is None and config.assignment is not None:
+        return config.assignment.own_target()
+    return parse_target(config.target or _TARGET)
 
 
-def _settings(config: SearchConfig, target: Target, budget: Budget) -> dict[str, Any]:
+def _budgets(space: SearchSpace, target: Target, config: SearchConfig) -> tuple[Budget, ...]:
+    """What is asked for, else the target's; of a given assignment its own cost."""
+    if config.assignment is not None:
+        cost = cost_of(space, space.assign([0] * len(space.decisions)))
+        if cost.bops:
+            return (Budget(BudgetKind.BITS, cost.effective_bits),)
+    return config.budgets or (default_budget(space, target.default_bits),)
+
+
+def _settings(
+    config: SearchConfig, target: Target, budgets: tuple[Budget, ...]
+) -> dict[str, Any]:
     """The settings that change the result, as JSON values."""
     settings = asdict(config)
     # The path of a profile does not tell whether somebody has edited it.
     settings["target"] = target_to_json(target)
-    settings["budget"] = str(budget)
+    settings["budget"] = " ".join(map(str, budgets))
     table = config.latency_table
     settings["latency_table"] = None if table is None else table.digest()
-    settings["controller"]["method"] = config.controller.method.value
-    settings["strategy"] = config.strategy.value
     settings["workers"] = config.threads
     del settings["checkpoint_every"]
-    return settings
+    return _with_values(settings)
+
+
+def _with_values(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the values of enumerations in their place."""
+    return {
+        name: _with_values(value)
+        if isinstance(value, dict)
+        else value.value
+        if isinstance(value, Enum)
+        else value
+        for name, value in settings.items()
+    }
 
 
 def _validation_share(samples: int, config: SearchConfig) -> float:
@@ -180,6 +209,19 @@ def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Obje
         distillation=config.distillation,
         loss=config.loss,
     )
+
+
+def _check_signal(signal: Signal, data: Dataset, objective: Objective) -> None:
+    """Refuse a signal that the data or the model cannot give.
+
+    Raises:
+        ConfigError: It needs labels, or classes.
+    """
+    if signal is Signal.ACCURACY and objective.metric is not Metric.ACCURACY:
+        why = "the loss leaves out" if data.labels is not None else "the data needs to have"
+        raise ConfigError(f"the signal accuracy rests on `labels`, which {why}")
+    if signal is Signal.AGREEMENT and objective.metric is Metric.R2:
+        raise ConfigError("the signal agreement needs a model whose outputs are class scores")
 
 
 def _mark_frozen(prepared: Prepared, outputs: tuple[str, ...]) -> Prepared:

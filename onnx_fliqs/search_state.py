@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_fliqs.controller import Choices, Controller
+from onnx_fliqs.convergence import History
 from onnx_fliqs.sites import ScaleTable
 from onnx_fliqs.train_step import TrainState, TrainStep
 
@@ -39,6 +40,9 @@ class SearchState:
     controller: Any
     """What the policy has learned; the controller knows its form."""
     scales: Scales
+    history: History
+    earlier: Choices | None = None
+    """What would have been fixed at three quarters of the search phase."""
     final: Choices | None = None
     """The fixed assignment, once there is one."""
     entropy: float = math.nan
@@ -63,7 +67,11 @@ def to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Arra
             for name, array in controller.to_arrays(state.controller).items()
         },
         **_scale_arrays("scales", state.scales),
+        "history/sums": state.history.sums,
+        "history/counts": state.history.counts,
     }
+    if state.earlier is not None:
+        arrays["earlier"] = np.array(state.earlier, np.int64)
     if state.final is not None:
         arrays["final"] = np.array(state.final, np.int64)
     if state.best is not None:
@@ -96,12 +104,18 @@ def from_arrays(
         train=step.restore(_below("train", arrays)),
         controller=controller.from_arrays(_below("controller", arrays)),
         scales=_scales_below("scales", arrays),
-        final=tuple(map(int, arrays["final"])) if "final" in arrays else None,
+        history=History(arrays["history/sums"], arrays["history/counts"]),
+        earlier=_choices("earlier", arrays),
+        final=_choices("final", arrays),
         entropy=float(arrays["entropy"]),
         untrained_loss=float(arrays["untrained_loss"]),
         best=best,
         skipped=int(arrays["skipped"]),
     )
+
+
+def _choices(name: str, arrays: Mapping[str, Array]) -> Choices | None:
+    return tuple(map(int, arrays[name])) if name in arrays else None
 
 
 def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -3,8 +3,8 @@
 ``SearchQDQ`` quantizes to any format of :mod:`onnx_fliqs.formats`; ``SearchIntQDQ`` leaves out
 the rounding to a mantissa, which spaces of integers (and float32) do not need;
 ``SearchByteQDQ`` is for integers of at most 8 bits with one scale, and the fastest;
-``SearchPositiveQDQ`` is ``SearchQDQ`` for values that are never negative. They read numbers
-of a :class:`~onnx_fliqs.formats.GridCode` as scalar inputs. The gradient passes
+``SearchPositiveQDQ`` is ``SearchQDQ`` for values that are never negative, with one scale. They
+read numbers of a :class:`~onnx_fliqs.formats.GridCode` as scalar inputs. The gradient passes
 where the value lay inside the clipping range and is zero outside (Bengio et al. 2013; the
 range mask as in PACT, Choi et al. 2018).
 """
@@ -60,8 +60,8 @@ def SearchQDQ(x, scale, lo, hi, factor, least):  # type: ignore[no-untyped-def] 
     anchor = op.Max(op.Mul(size, factor), least)
     rounded = op.Sub(anchor, op.Sub(anchor, size))
     # Sign would take eight times as long as a multiplication, and Where forty times.
-    one = op.Constant(value_float=1.0)
-    sign = op.Clip(op.Mul(t, op.Constant(value_float=3e38)), op.Neg(one), one)
+    large = op.Mul(t, op.Constant(value_float=3e38))
+    sign = op.Clip(large, op.Constant(value_float=-1.0), op.Constant(value_float=1.0))
     return op.Mul(op.Mul(rounded, scale), sign)
 
 
@@ -82,31 +82,36 @@ def SearchIntQDQ(x, scale, lo, hi, least):  # type: ignore[no-untyped-def]  # no
 def SearchByteQDQ(x, scale, lo, hi):  # type: ignore[no-untyped-def]  # noqa: N802
     # Vectorized kernels of ONNX Runtime; the numbers -128 to 127 become the codes 0 to 255.
     zero_point = op.Cast(op.Neg(lo), to=2)
-    codes = op.QuantizeLinear(
-        op.Clip(x, op.Mul(lo, scale), op.Mul(hi, scale)), scale, zero_point
-    )
-    return op.DequantizeLinear(codes, scale, zero_point)
+    inside = op.Clip(x, op.Mul(lo, scale), op.Mul(hi, scale))
+    codes = op.QuantizeLinear(inside, scale, zero_point)  # type: ignore[type-var]
+    return op.DequantizeLinear(codes, scale, zero_point)  # type: ignore[type-var]
+
+
+# What the gradients need, they compute again from x, which is kept anyway: intermediate values
+# of the sites would be many times the memory. The bounds are wider by a few roundings, so that
+# the largest value of a tensor, from which its scale was taken, counts as inside.
 
 
 @script(_domain, default_opset=op)
 def ClippedStraightThrough(dy, x, scale, lo, hi):  # type: ignore[no-untyped-def]  # noqa: N802
-    t = op.Div(x, scale)
-    inside = op.Cast(op.Equal(t, op.Clip(t, lo, hi)), to=1)
-    return op.Mul(dy, inside)  # in a third of the time that Where would take
+    unit = op.Mul(scale, op.Constant(value_float=1.000001))
+    clipped = op.Max(op.Min(x, op.Mul(unit, hi)), op.Mul(unit, lo))
+    # A product takes a third of the time that Where would take.
+    return op.Mul(dy, op.Cast(op.Equal(x, clipped), to=1))
 
 
 @script(_domain, default_opset=op)
-def ByteStraightThrough(dy, x, scale, lo, hi):  # type: ignore[no-untyped-def]  # noqa: N802
-    # Factors the other way round: the Clip is done again, not kept until here.
-    clipped = op.Clip(x, op.Mul(scale, lo), op.Mul(scale, hi))
+def ScalarStraightThrough(dy, x, scale, lo, hi):  # type: ignore[no-untyped-def]  # noqa: N802
+    unit = op.Mul(scale, op.Constant(value_float=1.000001))
+    clipped = op.Clip(x, op.Mul(unit, lo), op.Mul(unit, hi))
     return op.Mul(dy, op.Cast(op.Equal(x, clipped), to=1))
 
 
 _SITES: Final = {
     ANY_SITE: (SearchQDQ, ClippedStraightThrough),
-    POSITIVE_SITE: (SearchPositiveQDQ, ClippedStraightThrough),
+    POSITIVE_SITE: (SearchPositiveQDQ, ScalarStraightThrough),
     INTEGER_SITE: (SearchIntQDQ, ClippedStraightThrough),
-    BYTE_SITE: (SearchByteQDQ, ByteStraightThrough),
+    BYTE_SITE: (SearchByteQDQ, ScalarStraightThrough),
 }
 
 
@@ -130,4 +135,4 @@ def site_function(name: str) -> ir.Function:
 
 def site_gradients() -> list[ir.Function]:
     """The functions that the gradients of the sites call."""
-    return [_to_ir(gradient) for gradient in (ClippedStraightThrough, ByteStraightThrough)]
+    return [_to_ir(gradient) for gradient in (ClippedStraightThrough, ScalarStraightThrough)]

@@ -6,11 +6,11 @@ flat arrays of :class:`SiteValues`.
 """
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import repeat
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,8 @@ class Layer:
     in float, whatever its format: it counts in bytes, not in bit operations."""
     excluded: frozenset[str] = frozenset()
     """Names of the precisions that it cannot take."""
+    rule: str | None = None
+    """The rule that says what it may take, besides the target; None without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,14 +127,18 @@ class Site:
     every_width: bool = False
     """For a bias: whether it is one of integers of any width, not only of 8 bits."""
 
-    def asked(self, precision: Precision) -> Format:
-        """What a layer of some precision asks of this tensor.
+    @property
+    def follows_weights(self) -> bool:
+        """Whether it is in the format that layers choose for weights, not for activations.
 
         The constants of operators between layers are in the format of the activations there.
         """
+        return self.is_weight and not self.operands
+
+    def asked(self, precision: Precision) -> Format:
+        """What a layer of some precision asks of this tensor."""
         if self.bias_of is None:
-            of_layer = self.is_weight and not self.operands
-            fmt = precision.weights if of_layer else precision.activations
+            fmt = precision.weights if self.follows_weights else precision.activations
             grouped = fmt.group is not None and self.group_axis is None
             return replace(fmt, group=None) if grouped else fmt
         formats = (precision.weights, precision.activations)
@@ -306,30 +312,56 @@ class SearchSpace:
         }
 
     @cached_property
+    def as_precise(self) -> tuple[npt.NDArray[np.bool_], ...]:
+        """For each decision, [choices, choices]: is the second at least as precise?"""
+        index = {precision: i for i, precision in enumerate(self.precisions)}
+        table = np.array([[b.as_precise_as(a) for b in index] for a in index], np.bool_)
+        return tuple(
+            table[np.ix_(rows, rows)]
+            for rows in ([index[p] for p in choices] for choices in self.choices)
+        )
+
+    @cached_property
     def levels(self) -> tuple[tuple[int, ...], ...]:
         """For each precision, the choice of every decision that comes closest to it.
 
-        That is the precision itself where it is a choice, else the next one that is more
-        precise, else the most precise of all. Where there are no weights, the activations
-        alone count.
+        That is the precision itself where it is a choice, else the next one with no fewer
+        bits in either operand, else the most precise of all. Where there are no weights, the
+        activations alone count, and the weights where activations stay float.
         """
 
-        def closest(
-            names: Sequence[str], choices: Sequence[Precision], wanted: Precision
-        ) -> int:
-            bare = not any(self.layer[name].weights for name in names)
+        def counted(
+            names: Sequence[str], precision: Precision
+        ) -> tuple[tuple[int, int, float, str], int, int]:
+            layers = [self.layer[name] for name in names]
+            weights, activations = precision.weights, precision.activations
+            if not any(layer.weights for layer in layers):
+                weights = activations
+            elif all(layer.weight_only for layer in layers):
+                activations = weights
+            return Precision(weights, activations).order, weights.bits, activations.bits
 
-            def order(precision: Precision) -> tuple[int, int, float, str]:
-                fmt = precision.activations
-                return Precision(fmt, fmt).order if bare else precision.order
+        rows = []
+        for names, choices in zip(self.decisions, self.choices, strict=True):
+            offered = [counted(names, precision) for precision in choices]
+            wanted = [counted(names, precision) for precision in self.precisions]
+            rows.append([_first_as_large(offered, each) for each in wanted])
+        return tuple(zip(*rows, strict=True))
 
-            enough = (i for i, p in enumerate(choices) if order(p) >= order(wanted))
-            return next(enough, len(choices) - 1)
+    @cached_property
+    def uniform_choices(self) -> tuple[tuple[int, ...], ...]:
+        """The levels, the least precise first.
 
-        return tuple(
-            tuple(map(closest, self.decisions, self.choices, repeat(wanted)))
-            for wanted in self.precisions
-        )
+        The operand with fewer bits decides, then the cost: rounding one operand finely does
+        not undo that the other is rounded coarsely.
+        """
+
+        def rank(level: tuple[Precision, tuple[int, ...]]) -> tuple[object, ...]:
+            precision, _ = level
+            return min(precision.weights.bits, precision.activations.bits), precision.order
+
+        levels = sorted(zip(self.precisions, self.levels, strict=True), key=rank)
+        return tuple(choices for _, choices in levels)
 
     def assign(self, choices: Sequence[int]) -> dict[str, Precision]:
         """The precision of every layer.
@@ -345,6 +377,15 @@ class SearchSpace:
             for name in names
         }
         return {layer.name: chosen[layer.name] for layer in self.layers}
+
+    def fixed(self, chosen: PrecisionMap) -> "SearchSpace":
+        """The space that leaves every layer one choice: its precision here."""
+        names = {precision.name for precision in self.precisions}
+        layers = (
+            replace(layer, excluded=frozenset(names - {chosen[layer.name].name}))
+            for layer in self.layers
+        )
+        return replace(self, layers=tuple(layers))
 
     @property
     def needs_mantissa(self) -> bool:
@@ -425,11 +466,12 @@ class SearchSpace:
 
     def _formats_asked(self, site: Site) -> tuple[Format, ...]:
         """Every format that this site may take."""
+        taken = {precision for name in site.layers for precision in self.choices_of[name]}
         asked = dict.fromkeys(
             site.asked(precision)
             for precision in self.precisions
             # What an operator between layers makes may follow from any of them.
-            if site.operands or any(precision in self.choices_of[name] for name in site.layers)
+            if site.operands or precision in taken
         )
         return tuple(map(site.effective, asked))
 
@@ -437,6 +479,12 @@ class SearchSpace:
 def _bias(activations: Format) -> Format:
     """What becomes of a bias beside integers of some format."""
     return _BIAS if activations.bits <= 8 else _WIDE_BIAS
+
+
+def _first_as_large(rows: Sequence[tuple[Any, ...]], wanted: tuple[Any, ...]) -> int:
+    """The first that is not below the wanted one in any place, else the last."""
+    enough = (i for i, row in enumerate(rows) if all(map(operator.ge, row, wanted)))
+    return next(enough, len(rows) - 1)
 
 
 def _bits(fmt: Format) -> int:

@@ -10,8 +10,9 @@ import enum
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from onnx_fliqs.borders import Border, spent
+from onnx_fliqs.borders import Border, shares, spent
 from onnx_fliqs.controller import Choices, Row
 from onnx_fliqs.cost import CostTable
 from onnx_fliqs.errors import InfeasibleError
@@ -36,17 +37,20 @@ class Strategy(enum.Enum):
     ILP = "ilp"
     """The least sum of damages within the budget, by an integer program (HAWQ-V3)."""
     GREEDY = "greedy"
-    """One step down at a time, the least damage first (AIMET's automatic mixed precision)."""
+    """The least harmful saving first, one at a time (AIMET's automatic mixed precision)."""
     UNIFORM = "uniform"
     """The most precise format that every layer can have."""
     RANDOM = "random"
     """Any assignment that spends the budget."""
+    FIXED = "fixed"
+    """The one that is given: nothing is chosen, so there is no budget."""
 
 
 def single_changes(costs: CostTable) -> list[Choices]:
     """The assignment of the most precise formats, then each that differs in one decision.
 
-    Choices are ordered by precision, so the last of each decision is its most precise.
+    Choices are ordered by the bits of a product, so the last of each decision is its most
+    precise.
     """
     best = tuple(len(row) - 1 for row in costs)
     changed = [
@@ -58,12 +62,16 @@ def single_changes(costs: CostTable) -> list[Choices]:
 
 
 def measure_damage(
-    costs: CostTable, losses: Callable[[Sequence[Choices]], Sequence[float]]
+    costs: CostTable,
+    as_precise: Sequence[npt.NDArray[np.bool_]],
+    losses: Callable[[Sequence[Choices]], Sequence[float]],
 ) -> tuple[Row, ...]:
     """What each choice of each decision adds to the loss when it stands alone.
 
     Args:
         costs: For the number of choices of each decision.
+        as_precise: For each decision, [choices, choices]: whether the second is at least as
+            precise as the first, in both operands.
         losses: Scores assignments on the same samples.
 
     Returns:
@@ -75,16 +83,16 @@ def measure_damage(
     found = np.where(np.isfinite(found), found, np.max(found[np.isfinite(found)], initial=0.0))
     added = iter(found[1:] - found[0])
     rows = []
-    for row in costs:
-        raw = np.array([*(next(added) for _ in row[:-1]), 0.0])
-        rows.append(np.maximum.accumulate(np.maximum(raw, 0.0)[::-1])[::-1])
+    for row, finer in zip(costs, as_precise, strict=True):
+        raw = np.maximum([*(next(added) for _ in row[:-1]), 0.0], 0.0)
+        rows.append(np.where(finer, raw, 0.0).max(axis=1))
     return tuple(rows)
 
 
 def program_choices(
     costs: CostTable, damage: Sequence[Row], borders: Sequence[Border] = ()
 ) -> Choices:
-    """The assignment with the least sum of damages among those that spend the budget.
+    """The assignment with the least sum of damages among those that spend a budget.
 
     HAWQ-V3 (Yao et al. 2021, section 3.4) weighs squared weight errors by the trace of the
     Hessian; a measured difference of losses sees the activations as well.
@@ -95,34 +103,41 @@ def program_choices(
 def greedy_choices(
     costs: CostTable, damage: Sequence[Row], borders: Sequence[Border] = ()
 ) -> Choices:
-    """Lower the decision whose next step does the least damage until the budget is met.
+    """Take what saves something at the least damage, step by step, until every budget is met.
+
+    The step of a decision is the least harmful of the choices that leave less beyond the
+    budgets, of equals the one that is nearest. Where choices are in a line, that is the next
+    one down.
 
     Raises:
-        InfeasibleError: The cheapest formats together cost more than the budget.
+        InfeasibleError: Lowered as far as it helps, the formats cost more than a budget.
     """
     chosen = [len(row) - 1 for row in costs]
-
-    while spent(costs, borders, chosen) > 1 + 1e-9:
-        steps = [
-            (float(damage[i][c - 1]), -float(costs[i][c] - costs[i][c - 1]), i)
-            for i, c in enumerate(chosen)
+    while (total := shares(costs, borders, chosen)).max() > 1 + 1e-9:
+        steps = []
+        for i, current in enumerate(chosen):
+            row = costs[i].reshape(len(costs[i]), -1)
+            beyond = np.maximum(total - row[current] + row - 1, 0.0).sum(axis=1)
             # With borders, a step may pay only together with a later one.
-            if c > 0 and (borders or costs[i][c] > costs[i][c - 1])
-        ]
+            able = range(current) if borders else np.flatnonzero(beyond < beyond[current])
+            choice = min(reversed(able), key=damage[i].__getitem__, default=None)
+            if choice is not None:
+                steps.append((float(damage[i][choice]), float(beyond[choice]), i, int(choice)))
         if not steps:
-            raise InfeasibleError("no assignment of formats meets the budget")
-        chosen[min(steps)[2]] -= 1
+            raise InfeasibleError("lowering formats step by step never meets the budget")
+        *_, decision, choice = min(steps)
+        chosen[decision] = choice
     return tuple(chosen)
 
 
 def uniform_choices(
     costs: CostTable, levels: Sequence[Choices], borders: Sequence[Border] = ()
 ) -> Choices:
-    """The most precise uniform assignment that meets the budget.
+    """The most precise uniform assignment that meets every budget.
 
     Args:
-        costs: Cost of each choice as a share of the budget.
-        levels: The uniform assignments, the cheapest first.
+        costs: Cost of each choice as a share of each budget.
+        levels: The uniform assignments, the least precise first.
         borders: What neighbours cost together.
 
     Raises:
@@ -137,5 +152,5 @@ def uniform_choices(
 def random_choices(
     costs: CostTable, rng: np.random.Generator, borders: Sequence[Border] = ()
 ) -> Choices:
-    """A random assignment that spends the budget: random preferences, projected."""
+    """A random assignment that spends a budget: random preferences, projected."""
     return project([-rng.exponential(size=len(row)) for row in costs], costs, borders=borders)

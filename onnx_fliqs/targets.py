@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Final
 
 from onnx_fliqs.errors import ConfigError
-from onnx_fliqs.precision import Precision, parse_precision, parse_space
+from onnx_fliqs.precision import Precision, parse_precision, parse_space, separated
 
 __all__ = [
     "TARGETS",
@@ -165,8 +165,12 @@ class Target:
         """Whether layers may stay float although they have a kernel for integers."""
         return self.placement is not Placement.EVERY_TENSOR
 
-    def space(self, text: str | None) -> tuple[Precision, ...]:
+    def space(self, text: str | None, *, separate: bool = False) -> tuple[Precision, ...]:
         """The precisions to search: those asked for, or the target's own.
+
+        Args:
+            text: A named space or a comma list; None: the target's own.
+            separate: Add every pair of its formats that the target can run.
 
         Raises:
             ConfigError: The target cannot run one that was asked for.
@@ -174,7 +178,10 @@ class Target:
         found = parse_space(text or self.default_space)
         for precision in found:
             self._check(precision)
-        return found
+        if not separate:
+            return found
+        known = self.precisions
+        return tuple(p for p in separated(found) if known is None or p.name in known)
 
     def check(self, name: str) -> Precision:
         """Look up one precision that the target must be able to run.

@@ -5,10 +5,11 @@ The parts of a batch go through single-threaded runs of one gradient session sid
 gradients and updates the weights. Weights and moments stay in ONNX Runtime's own values.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from onnx_fliqs.gradient import GRADIENT, build_gradient, promote_initializers
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.kernels import for_fast_kernels
 from onnx_fliqs.objective import Objective
-from onnx_fliqs.optimizer import BETA1, BETA2, build_optimizer
+from onnx_fliqs.optimizer import BETA1, BETA2, Optimizer, build_optimizer
 from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, unquantized
 from onnx_fliqs.payload import is_plain, settle, shareable
@@ -36,9 +37,11 @@ from onnx_fliqs.teacher import Teacher
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
 
-__all__ = ["Batch", "StepReport", "TrainState", "TrainStep"]
+__all__ = ["Batch", "StepReport", "TrainState", "TrainStep", "part_sizes"]
 
 Array: TypeAlias = npt.NDArray[Any]
+
+_LARGEST_PART: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,20 @@ class StepReport:
     """Whether the gradient was finite, so that the weights changed."""
 
 
+def part_sizes(batch: int, workers: int) -> list[int]:
+    """Cut a batch: as many parts for each worker, of at most 32 samples.
+
+    Small parts need less memory at once, and more of it stays in the caches.
+
+    Args:
+        batch: Samples.
+        workers: Parts that run side by side.
+    """
+    rounds = -(-batch // (_LARGEST_PART * workers))
+    count = min(workers * rounds, batch)
+    return [len(part) for part in np.array_split(np.arange(batch), count)]
+
+
 class TrainStep:
     """The sessions of a searchable model: training, evaluation, and the float teacher."""
 
@@ -103,6 +120,7 @@ class TrainStep:
         teacher: ir.Model,
         parts: Sequence[int],
         workers: int,
+        optimizer: Optimizer = Optimizer.RELATIVE_ADAM,
     ) -> None:
         """Build the sessions.
 
@@ -113,6 +131,7 @@ class TrainStep:
             teacher: The float model.
             parts: Samples of each part of a training batch.
             workers: Parts and evaluations that run side by side.
+            optimizer: How weights follow their gradients.
         """
         self.objective = objective
         self._parameters = tuple(parameters)
@@ -146,9 +165,10 @@ class TrainStep:
                 fuse_quantized=False,
             )
             shapes = {name: t.shape.numpy() for name, t in self._initial.items()}
-            optimizer = build_optimizer(shapes, [part / sum(parts) for part in parts])
+            shares = [part / sum(parts) for part in parts]
+            update = build_optimizer(shapes, shares, optimizer)
             self._optimizer = make_session(
-                optimizer, level=OptimizationLevel.BASIC, threads=workers, frugal=frugal
+                update, level=OptimizationLevel.BASIC, threads=workers, frugal=frugal
             )
 
     def _with_loss(self) -> ir.Model:
@@ -197,8 +217,8 @@ class TrainStep:
             state: Before the step.
             parts: The batch, cut as ``parts`` of the constructor says.
             values: The formats in force.
-            lr: Relative learning rate: a weight changes by about this share of its tensor's
-                root mean square.
+            lr: Learning rate; a relative one is the share of a tensor's root mean square by
+                which its weights change.
 
         Returns:
             The state after the step, and its loss (mean over the batch).
@@ -257,15 +277,15 @@ class TrainStep:
         run_bound(self._optimizer, binding)
         *parameters, m, v, length, norm = binding.get_outputs()
         length_of_gradient = float(norm.numpy())
-        applied = bool(np.isfinite(length_of_gradient) and length_of_gradient < 3e38)
-        after = TrainState(
-            dict(zip(state.parameters, parameters, strict=True)),
-            m,
-            v,
-            length,
-            state.updates + applied,
+        report = StepReport(
+            loss, length_of_gradient, applied=math.isfinite(length_of_gradient)
         )
-        return after, StepReport(loss, length_of_gradient, applied)
+        if not report.applied:
+            return state, report
+        after = TrainState(
+            dict(zip(state.parameters, parameters, strict=True)), m, v, length, t
+        )
+        return after, report
 
     # --- evaluation ------------------------------------------------------------------------
 
@@ -282,6 +302,20 @@ class TrainStep:
                 candidates,
             )
         )
+
+    def judge_each(
+        self, state: TrainState, batch: Batch, candidates: Sequence[SiteValues]
+    ) -> list[tuple[dict[str, Array], float]]:
+        """The judged outputs and the loss of several assignments on the same batch."""
+        names = self.objective.outputs
+        teacher = self._teach(batch)
+        rows = self._pool.map(
+            lambda values: self._run(
+                self._forward, state, batch, teacher, values, [*names, LOSS]
+            ),
+            candidates,
+        )
+        return [(dict(zip(names, row, strict=False)), float(row[-1])) for row in rows]
 
     def judge(
         self, state: TrainState, batches: Sequence[Batch], values: SiteValues

@@ -113,6 +113,41 @@ def test_a_baseline_is_searched_by_its_name(model: Path) -> None:
     assert "nan" not in result.stderr
 
 
+def test_a_given_assignment_is_trained_without_a_search(model: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    command = "search", model, "--data", TRAIN, *FAST
+    assert run(*command, "--bits", 5, "-o", first).exit_code == 0
+    assignment = tmp_path / "first.assignment.json"
+    result = run(*command, "--assignment", assignment, "-o", second, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["strategy"] == "fixed"
+    assert found["policy_entropy"] is None
+    assert (tmp_path / "second.assignment.json").read_text() == assignment.read_text()
+    for option in ("--bits 5", "--space int-l", "--strategy fliqs", "--size 0.9"):
+        line = refused(2, *command, "--assignment", assignment, *option.split())
+        assert line.endswith(f"fixes the format of every layer: leave out {option}")
+    assert "is the input" in refused(
+        2, *command, "--assignment", assignment, "-o", tmp_path / "first.onnx"
+    )
+
+
+def test_the_curves_are_drawn_and_told(model: Path) -> None:
+    command = "search", model, "--data", TRAIN, "--bits", 5, *FAST
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    (start,) = (i for i, line in enumerate(lines) if line.startswith("curves   loss"))
+    drawn = [line[9:].split()[0] for line in lines[start : start + 4]]
+    assert drawn == ["loss", "held-out", "cost", "entropy"]
+    assert all(set(line[18:30]) <= set(" ▁▂▃▄▅▆▇█") for line in lines[start : start + 4])
+    assert lines[start + 3].count("█") >= 1
+    found = json.loads(run(*command, "--json").stdout)["convergence"]
+    assert found["converged"] is True
+    assert found["doubts"] == []
+    assert {len(curve) for curve in found["curves"].values()} == {12}
+
+
 def test_search_without_anything_but_a_model_warns_and_produces_a_valid_model(
     model: Path,
 ) -> None:
@@ -300,7 +335,6 @@ def test_text_as_a_model_input_needs_data(tmp_path: Path) -> None:
         (["--bits", "3"], 4, "--bits 4 to 8"),
         (["--bops", "0.1"], 4, "--bops 0.25 to 1"),
         (["--size", "0.4"], 4, "--size 0.5 to 1"),
-        (["--bits", "5", "--size", "0.9"], 2, "one budget"),
         (["--bits", "-1"], 2, "positive"),
         (["--bits", "nan"], 2, "positive"),
         (["--loss", "cross-entropy"], 2, "labels"),

@@ -6,17 +6,34 @@ from typing import Any
 import pytest
 
 import support
+from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import ControllerConfig, Method
 from onnx_fliqs.cost import Budget, BudgetKind
 from onnx_fliqs.errors import ConfigError, FliqsError
 from onnx_fliqs.search_loop import search
+from onnx_fliqs.strategies import Strategy
 
 
 def test_the_defaults_are_valid() -> None:
     config = SearchConfig()
     assert config.threads >= 1
     assert 0 <= config.delay <= config.freeze <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"space": "int-l"}, "leave out --space int-l"),
+        ({"budget": Budget(BudgetKind.SIZE, 0.5)}, "leave out --size 0.5"),
+        ({"strategy": Strategy.ILP}, "leave out --strategy ilp"),
+        ({"assignment": None}, "'fixed' needs an assignment"),
+    ],
+)
+def test_an_assignment_leaves_nothing_to_choose(change: dict[str, Any], words: str) -> None:
+    given = {"strategy": Strategy.FIXED, "assignment": Assignment({"a": "int8"})}
+    with pytest.raises(ConfigError, match=words):
+        SearchConfig(**{**given, **change})
 
 
 def test_settings_cannot_be_changed() -> None:

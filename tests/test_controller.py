@@ -17,9 +17,13 @@ from onnx_fliqs.controller import (
     Controller,
     ControllerConfig,
     Policy,
+    RewardForm,
+    Schedule,
+    Signal,
     entropy,
     expected_cost,
     most_probable,
+    ramp,
     sample,
     softmax,
     uniform,
@@ -47,6 +51,11 @@ def random_distortions(seed: int = 2, sizes: Sequence[int] = SIZES) -> Vectors:
     return tuple(np.sort(rng.uniform(0.0, 1.0, size))[::-1].copy() for size in sizes)
 
 
+def one_operand(distortions: Sequence[npt.NDArray[np.float64]]) -> Vectors:
+    """As the critic takes them: [choices, operands]."""
+    return tuple(row[:, None] for row in distortions)
+
+
 def draws_of(policy: Policy, count: int, seed: int = 3) -> list[Choices]:
     rng = np.random.default_rng(seed)
     return [sample(policy, rng) for _ in range(count)]
@@ -57,7 +66,8 @@ def total(table: Vectors, choices: Choices) -> float:
 
 
 def critic(seed: int = 1, **changes: Any) -> Critic:
-    return Critic(random_costs(seed), random_distortions(seed), ControllerConfig(**changes))
+    distortions = one_operand(random_distortions(seed))
+    return Critic(random_costs(seed), distortions, ControllerConfig(**changes))
 
 
 def reinforce(**changes: Any) -> Reinforce:
@@ -233,7 +243,7 @@ def test_the_probability_of_better_draws_rises() -> None:
 
 def test_the_critic_spends_on_the_decision_that_was_seen_to_matter() -> None:
     costs = tuple(np.array([0.2, 0.6]) for _ in range(2))
-    controller = Critic(costs, (np.array([1.0, 0.0]),) * 2, ControllerConfig())
+    controller = Critic(costs, (np.array([[1.0], [0.0]]),) * 2, ControllerConfig())
     draws = [(0, 0), (0, 1), (1, 0), (1, 1)]
     state = controller.observe(controller.initial(), draws, [1.0, 0.9, 0.1, 0.0])
     first, second = controller.policy(state, 0.5)
@@ -348,6 +358,78 @@ def test_the_absolute_reward_has_its_worked_values(
     assert state.baseline == pytest.approx(expected, abs=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("form", "cheap", "dear"),
+    [
+        (RewardForm.ABSOLUTE, 0.3, 0.3),
+        (RewardForm.ONE_SIDED, 0.8, 0.3),
+        (RewardForm.EXPONENTIAL, 1.6, 0.8 / 1.5),
+        (RewardForm.HARD_EXPONENTIAL, 0.8, 0.8 / 1.5),
+    ],
+)
+def test_the_forms_of_the_reward_differ_in_what_they_punish(
+    form: RewardForm, cheap: float, dear: float
+) -> None:
+    for cost, expected in ((0.5, cheap), (1.0, 0.8), (1.5, dear)):
+        found = reward(0.8, cost, -1.0, form)
+        assert found == pytest.approx(expected, abs=1e-15)
+        # A quality is minus what the controller is told to make small.
+        config = ControllerConfig(reward=form, signal=Signal.ACCURACY)
+        controller = Reinforce((np.array([cost]),), config)
+        state = controller.observe(controller.initial(), [(0,)], [-0.8])
+        assert state.baseline == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize("form", [RewardForm.EXPONENTIAL, RewardForm.HARD_EXPONENTIAL])
+def test_an_exponential_reward_of_a_loss_is_refused(form: RewardForm) -> None:
+    with pytest.raises(ConfigError, match=f"the {form.value} reward .* choose the signal"):
+        ControllerConfig(reward=form)
+    for signal in (Signal.ACCURACY, Signal.AGREEMENT):
+        assert ControllerConfig(reward=form, signal=signal).reward is form
+
+
+@pytest.mark.parametrize(
+    ("schedule", "quarter"),
+    [(Schedule.LINEAR, 0.25), (Schedule.COSINE, (1 - math.sqrt(0.5)) / 2)],
+)
+def test_a_ramp_goes_from_0_to_1(schedule: Schedule, quarter: float) -> None:
+    for time, expected in ((-1, 0), (0, 0), (0.25, quarter), (0.5, 0.5), (1, 1), (2, 1)):
+        assert ramp(schedule, time) == pytest.approx(expected, abs=1e-15)
+        assert entropy_weight(0.4, time, schedule) == pytest.approx(0.4 * expected, abs=1e-15)
+
+
+def test_a_constant_schedule_keeps_what_is_configured() -> None:
+    assert [entropy_weight(0.4, s, Schedule.CONSTANT) for s in (0.0, 0.3, 1.0)] == [0.4] * 3
+    warm, cold = critic(cooling=Schedule.CONSTANT), critic()
+    state = after_some(warm)
+    for progress in (0.0, 0.5, 1.0):
+        policy = warm.policy(state, progress)
+        for ours, theirs in zip(policy, cold.policy(state, 0.0), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_schedule_of_the_penalty_reaches_its_gradient() -> None:
+    state = random_state()
+    gradients = {
+        schedule: descent(
+            reinforce(entropy_end=0.8, entropy_schedule=schedule).update(state, [], [], 0.25)
+        )
+        for schedule in Schedule
+    }
+    whole = gradients[Schedule.CONSTANT]
+    for schedule in (Schedule.LINEAR, Schedule.COSINE):
+        share = ramp(schedule, 0.25)
+        assert_gradient(gradients[schedule], tuple(share * row for row in whole))
+
+
+def test_a_temperature_on_a_cosine_falls_later_than_on_a_line() -> None:
+    linear, cosine = critic(), critic(cooling=Schedule.COSINE)
+    state = after_some(linear)
+    assert entropy(cosine.policy(state, 0.2)) > entropy(linear.policy(state, 0.2))
+    assert entropy(cosine.policy(state, 0.8)) < entropy(linear.policy(state, 0.8))
+    np.testing.assert_allclose(cosine.policy(state, 0.5)[0], linear.policy(state, 0.5)[0])
+
+
 def test_the_running_mean_follows_the_rewards_in_the_delay_too() -> None:
     controller = Reinforce((np.array([1.0, 1.0]),), ControllerConfig(baseline_decay=0.9))
     state = controller.observe(controller.initial(), [(0,)], [-1.0])
@@ -389,7 +471,8 @@ def test_sensitivities_are_recovered_from_losses_that_are_sums() -> None:
         # The level of a batch is its own affair.
         state = controller.observe(state, draws, [loss + 100 * step for loss in losses])
     # Differences of numbers up to 4000 in float64, and the ridge.
-    np.testing.assert_allclose(controller.sensitivities(state), planted, rtol=1e-6)
+    found = controller.sensitivities(state)
+    np.testing.assert_allclose(found[:, 0], planted, rtol=1e-6)
 
 
 def test_few_observations_leave_sensitivities_near_their_common_value() -> None:
@@ -397,14 +480,14 @@ def test_few_observations_leave_sensitivities_near_their_common_value() -> None:
     draws = draws_of(uniform(SIZES), 6)
     losses = additive_losses([0.3, 2.0, 1.0], random_distortions(1), draws)
     found = controller.sensitivities(controller.observe(controller.initial(), draws, losses))
-    assert found[0] > 0
-    np.testing.assert_allclose(found, found[0], rtol=1e-4)
+    assert found[0, 0] > 0
+    np.testing.assert_allclose(found, np.full((3, 1), found[0, 0]), rtol=1e-4)
 
 
 def test_before_any_observation_all_are_equally_sensitive() -> None:
     controller = critic()
     found = controller.sensitivities(controller.initial())
-    np.testing.assert_array_equal(found, np.ones(3))
+    np.testing.assert_array_equal(found, np.ones((3, 1)))
     once = controller.observe(controller.initial(), [(0, 0, 0)], [1.0])
     assert_same(controller, once, controller.initial())
 
@@ -431,7 +514,7 @@ def critics(draw: st.DrawFn) -> tuple[Critic, CriticState, Vectors, Vectors]:
     distortions = tuple(
         10 ** rng.uniform(-6, 0) * 4.0 ** -np.arange(size, dtype=np.float64) for size in sizes
     )
-    controller = Critic(shares, distortions, ControllerConfig())
+    controller = Critic(shares, one_operand(distortions), ControllerConfig())
     state = controller.initial()
     for _ in range(draw(st.integers(0, 3))):
         draws = [sample(uniform(sizes), rng) for _ in range(4)]
@@ -466,7 +549,7 @@ def test_the_critics_policy_is_a_boltzmann_distribution_of_loss_and_cost() -> No
     controller, costs, distortions = critic(), random_costs(1), random_distortions(1)
     state = after_some(controller)
     policy = controller.policy(state, 0.2)
-    scale = controller.sensitivities(state)
+    scale = controller.sensitivities(state)[:, 0]
     # log p(a) - log p(0) = -(l(a) - l(0)) / temperature - multiplier * (c(a) - c(0)), with one
     # temperature and one multiplier for all decisions.
     rows, odds = [], []
@@ -505,7 +588,7 @@ def test_the_unit_of_loss_does_not_matter_to_the_critic(scale: float) -> None:
 
 def test_choices_without_distortion_are_no_obstacle() -> None:
     costs = tuple(np.array([0.1, 0.4]) for _ in range(3))
-    controller = Critic(costs, tuple(np.zeros(2) for _ in costs), ControllerConfig())
+    controller = Critic(costs, tuple(np.zeros((2, 1)) for _ in costs), ControllerConfig())
     state = controller.observe(controller.initial(), [(0, 0, 0), (1, 1, 1)], [1.0, 2.0])
     policy = controller.policy(state, 0.5)
     assert expected_cost(policy, costs) <= 1
@@ -582,7 +665,7 @@ def test_bits_go_to_the_decisions_that_need_them(seed: int, name: str) -> None:
     controller: Controller[Any] = (
         Reinforce(costs, config)
         if name == "reinforce"
-        else Critic(costs, tuple(np.array([1.0, 0.0]) for _ in needy), config)
+        else Critic(costs, tuple(np.array([[1.0], [0.0]]) for _ in needy), config)
     )
     state = learned(controller, utilities, seed, steps=400)
     assert project(controller.preferences(state), costs) == tuple(map(int, needy))
@@ -605,7 +688,7 @@ def served_gain(seed: int) -> float:
         if total(costs, choices) <= 1
     ]
     mean = float(np.mean(affordable))
-    controller = Critic(costs, distortions, ControllerConfig())
+    controller = Critic(costs, one_operand(distortions), ControllerConfig())
     state = learned(controller, utilities, seed, steps=200)
     served = total(utilities, project(controller.preferences(state), costs))
     return (served - mean) / (max(affordable) - mean)
@@ -615,3 +698,63 @@ def test_what_the_critic_serves_is_close_to_the_best_that_the_budget_allows() ->
     gains = [served_gain(seed) for seed in range(8)]
     assert float(np.mean(gains)) > 0.9
     assert min(gains) > 0.8
+
+
+# --- operands ------------------------------------------------------------------------------
+
+PAIRS = tuple(itertools.product((4, 5, 6, 8), repeat=2))
+"""Bits of weights and of activations."""
+
+
+def test_each_operand_has_a_sensitivity_of_its_own() -> None:
+    rng = np.random.default_rng(0)
+    distortions = tuple(rng.uniform(0.0, 1.0, (size, 2)) for size in SIZES)
+    controller = Critic(random_costs(), distortions, ControllerConfig(shrinkage=1e-9))
+    planted, state = np.array([[0.3, 4.0], [2.0, 0.5], [1.0, 1.0]]), controller.initial()
+    for step in range(40):
+        draws = draws_of(uniform(SIZES), 8, seed=step)
+        losses = [
+            sum(float(s @ e[c]) for s, e, c in zip(planted, distortions, a, strict=True))
+            for a in draws
+        ]
+        state = controller.observe(state, draws, losses)
+    # Two choices tell only the sum over the operands; more tell them apart.
+    found = controller.sensitivities(state)
+    np.testing.assert_allclose(found[1:], planted[1:], rtol=1e-6)
+    preferences = controller.preferences(state)
+    for row, s, e in zip(preferences, planted, distortions, strict=True):
+        np.testing.assert_allclose(row - row[0], -(e - e[0]) @ s, atol=1e-6)
+
+
+def test_an_operand_that_is_not_there_is_no_obstacle() -> None:
+    distortions = tuple(np.stack([row, 0 * row], 1) for row in random_distortions(1))
+    controller = Critic(random_costs(1), distortions, ControllerConfig())
+    policy = controller.policy(after_some(controller), 0.5)
+    assert all(np.isfinite(row).all() for row in policy)
+    assert expected_cost(policy, random_costs(1)) <= 1 + 1e-9
+
+
+def served_among_pairs(seed: int, *, summed: bool) -> float:
+    """What is served among pairs: 0 for the best that the budget allows, 1 for uniform."""
+    rng = np.random.default_rng([seed, 11])
+    bits = np.array(PAIRS)
+    macs = rng.uniform(0.3, 1.0, 6)
+    sensitivities = rng.uniform(0.3, 3.0, 6)[:, None] * rng.lognormal(0, 0.7, (6, 2))
+    distortions = 4.0 ** (4.0 - bits)
+    utilities = tuple(-distortions @ s for s in sensitivities)
+    costs = tuple(m * bits.prod(axis=1) / (5**2 * float(macs.sum())) for m in macs)
+    told = distortions.sum(axis=1, keepdims=True) if summed else distortions
+    controller = Critic(costs, (told,) * 6, ControllerConfig())
+    state = learned(controller, utilities, seed, steps=200)
+    served = total(utilities, project(controller.preferences(state), costs))
+    best = total(utilities, project([row - row.max() for row in utilities], costs))
+    return (best - served) / (best - total(utilities, (PAIRS.index((5, 5)),) * 6))
+
+
+def test_the_critic_tells_the_operands_of_a_layer_apart() -> None:
+    apart, summed = (
+        float(np.mean([served_among_pairs(seed, summed=one) for seed in range(4)]))
+        for one in (False, True)
+    )
+    assert apart < 0.2
+    assert apart < summed / 2

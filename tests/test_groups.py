@@ -10,13 +10,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnx_fliqs.calibrate import least_squares_scales
 from onnx_fliqs.emission import emit
 from onnx_fliqs.formats import IntFormat, fake_quantize
 from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
 from onnx_fliqs.precision import parse_precision, parse_space
 from onnx_fliqs.runtime import OptimizationLevel, make_session
 from onnx_fliqs.targets import TARGETS, Bias
+from onnx_fliqs.thresholds import least_squares_scales
 from support import (
     Calibrated,
     calibrated,

@@ -404,9 +404,9 @@ def test_a_projection_with_borders_is_the_best_of_all(seed: int) -> None:
     preferences = [-rng.exponential(size=len(row)) for row in kinds]
     everything = list(itertools.product(*(range(len(row)) for row in kinds)))
     least = min(everything, key=lambda a: spent(costs, borders, a))
-    assert spent(costs, borders, cheapest(costs, borders)) == pytest.approx(
-        spent(costs, borders, least)
-    )
+    found = cheapest(costs, borders)
+    assert found is not None
+    assert spent(costs, borders, found) == pytest.approx(spent(costs, borders, least))
     allowed = [a for a in everything if spent(costs, borders, a) <= 1]
     if not allowed:
         with pytest.raises(InfeasibleError):
@@ -477,6 +477,18 @@ def test_a_search_meets_a_budget_of_latency(fraction: float, strategy: Strategy)
         for text in result.warnings
     )
     assert result.to_dict()["latency"]["predicted_ms"] == pytest.approx(truth)
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+def test_a_search_meets_budgets_of_latency_and_of_size(strategy: Strategy) -> None:
+    budgets = (Budget(BudgetKind.SIZE, 2.2), Budget(BudgetKind.LATENCY, 0.8))
+    config = replace(QUICK, budget=budgets, latency_table=hand_made(), strategy=strategy)
+    result = search(chain(), samples(), config)
+    truth = true_ms(result.assignment.layers)
+    assert truth <= 0.8 * FLOAT_MS * (1 + 1e-9)
+    size, latency = result.budgets
+    assert size.used <= 2.2
+    assert latency.used == pytest.approx(truth / FLOAT_MS)
 
 
 def test_beside_another_budget_a_table_only_predicts() -> None:
@@ -646,7 +658,6 @@ def test_predicted_and_measured_are_printed_side_by_side(
     [
         (2, ["--latency", 0.7], "--latency needs --latency-table"),
         (2, ["--latency", 0, "--latency-table", "good"], "--latency must be positive"),
-        (2, ["--latency", 0.7, "--bits", 8, "--latency-table", "good"], "one budget, please"),
         (2, ["--latency", 0.7, "--latency-table", "missing"], "there is no file"),
         (2, ["--latency", 0.7, "--latency-table", "bad"], "is not JSON"),
         (2, ["--latency", 0.7, "--latency-table", "other"], "is of another model"),

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 
 from layer_forms import FORMS
-from onnx_fliqs.errors import UnsupportedError
+from onnx_fliqs.errors import ConfigError, UnsupportedError
 from onnx_fliqs.find_layers import find_layers
+from onnx_fliqs.legality import check_pairs
 from onnx_fliqs.passes.canonicalise import canonicalise
-from onnx_fliqs.precision import parse_space
+from onnx_fliqs.precision import parse_precision, parse_space
 from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.targets import TARGETS, Kernels, Target
 from support import model, runnable
@@ -124,17 +125,17 @@ def test_the_product_of_two_activations_has_no_groups() -> None:
 PAIRS = "int4 int8 int4:int8 int8:int16 int4:float32 int8:float32 float32"
 
 
-def test_a_product_of_activations_takes_the_cheapest_of_equal_activations() -> None:
+def test_a_product_of_activations_takes_one_of_equal_activations() -> None:
     space = space_of(
         "g (float[N,8] x, float[8,8] z) => (float[N,8] y) { [both] y = MatMul (x, z) }",
         {},
         PAIRS,
     )
-    # int8 differs from int4:int8 in weights that are not there; so does float32.
-    assert allowed(space) == {"both": ["int4", "int4:int8", "int4:float32", "int8:int16"]}
+    # int4:int8 differs from int8 in weights that are not there, int4:float32 from float32.
+    assert allowed(space) == {"both": ["int4", "int8", "int8:int16", "float32"]}
 
 
-def test_a_layer_of_weights_alone_takes_the_cheapest_of_equal_weights() -> None:
+def test_a_layer_of_weights_alone_takes_one_of_equal_weights() -> None:
     space = space_of(
         """g (float[5,N,4] x) => (float[5,1,N,2] y) {
             [cell] y = LSTM <hidden_size = 2> (x, w, r) }""",
@@ -371,3 +372,94 @@ def test_tensorrt_has_groups_of_int4_for_matrices_that_they_divide() -> None:
             assert expected is None
         else:
             assert set(allowed(space)["fc"]) == set(expected or ())
+
+
+# -- formats of weights and of activations apart --------------------------------------------
+
+SOME = ("int4", "int8", "e4m3", "float32")
+LAYERS = {
+    "fc": ("g (float[N,32] x) => (float[N,16] y) { [l] y = MatMul (x, w) }", (32, 16)),
+    "conv": (
+        "g (float[N,16,4,4] x) => (float[N,16,4,4] y) { [l] y = Conv (x, w) }",
+        (16, 16, 1, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("form", ["fc", "conv", *FORMS])
+def test_no_pair_is_proposed_that_the_target_does_not_run(target: str, form: str) -> None:
+    profile = TARGETS[target]
+    text, shape = LAYERS.get(form, ("", ()))
+    plain = model(text, weights={"w": shape}) if text else FORMS[form].build()
+    tied = [name for name in profile.precisions or SOME if ":" not in name]
+    asked = ",".join(tied or profile.precisions or ())
+    precisions = profile.space(asked, separate=True)
+    assert set(profile.space(asked)) <= set(precisions)
+    try:
+        space = find_layers(canonicalise(plain), profile, precisions)
+    except UnsupportedError:
+        return
+    for layer in space.layers:
+        for precision in space.choices_of[layer.name]:
+            if profile.kernels is None or precision.name == "float32":
+                continue
+            runs = {n for k in profile.kernels if layer.op_type in k.ops for n in k.precisions}
+            if layer.weight_only is None:
+                assert precision.name in runs
+            else:
+                assert precision.weights in {parse_precision(name).weights for name in runs}
+
+
+@pytest.mark.parametrize(
+    ("target", "form", "space", "expected"),
+    [
+        ("generic", "conv", "int4,int8", ["int4", "int4:int8", "int8:int4", "int8"]),
+        ("generic", "fc", "int4,e4m3", ["int4", "int4:e4m3", "e4m3:int4", "e4m3"]),
+        ("generic", "fc", "int4,float32", ["int4", "int4:float32", "float32"]),
+        ("ort-cpu", "fc", None, ["int8", "int8:float32", "float32"]),
+        ("qnn", "conv", None, ["int4:int8", "int4:int16", "int8", "int8:int16"]),
+    ],
+)
+def test_a_layer_takes_every_pair_that_its_target_runs(
+    target: str, form: str, space: str | None, expected: list[str]
+) -> None:
+    text, shape = LAYERS[form]
+    plain = canonicalise(model(text, weights={"w": shape}))
+    profile = TARGETS[target]
+    found = find_layers(plain, profile, profile.space(space, separate=True))
+    assert allowed(found)["l"] == expected
+    check_pairs(found, profile)
+
+
+@pytest.mark.parametrize(
+    ("target", "form", "space"),
+    [
+        ("ort-cpu", "conv", None),
+        ("xnnpack", "conv", None),
+        ("vitis-ai", "fc", None),
+        ("generic", "fc", "int8"),
+    ],
+)
+def test_where_no_pair_is_legal_the_option_is_refused(
+    target: str, form: str, space: str | None
+) -> None:
+    text, shape = LAYERS[form]
+    plain = canonicalise(model(text, weights={"w": shape}))
+    profile = TARGETS[target]
+    found = find_layers(plain, profile, profile.space(space, separate=True))
+    with pytest.raises(ConfigError, match=f"--separate changes nothing: target {target} runs"):
+        check_pairs(found, profile)
+
+
+def test_operands_that_are_not_there_are_no_reason_for_pairs() -> None:
+    space = find_layers(
+        canonicalise(FORMS["lstm"].build()), GENERIC, GENERIC.space("int4,int8", separate=True)
+    )
+    assert allowed(space) == {"cell": ["int4", "int8"]}
+    with pytest.raises(ConfigError, match="--separate changes nothing"):
+        check_pairs(space, GENERIC)
+    both = "g (float[N,8] x, float[8,8] z) => (float[N,8] y) { [both] y = MatMul (x, z) }"
+    assert allowed(space_of(both, {}, "int4 int4:int8 int8:int4 int8")) == {
+        "both": ["int4", "int8"]
+    }

@@ -1,10 +1,12 @@
 """The names of what a layer chooses, and spaces of them."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.formats import FORMATS, SPACES, IntFormat
-from onnx_fliqs.precision import parse_precision, parse_space
+from onnx_fliqs.precision import Precision, parse_precision, parse_space, separated
 from support import PRECISIONS, SEARCHED
 
 SIGNED = [n for n, fmt in FORMATS.items() if not isinstance(fmt, IntFormat) or fmt.signed]
@@ -186,3 +188,83 @@ def test_a_space_with_a_name_that_cannot_be_searched_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
         parse_space(text)
+
+
+# -- formats of weights and of activations apart --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("int4,int8", ["int4", "int4:int8", "int8:int4", "int8"]),
+        ("int8", ["int8"]),
+        ("fp-s", ["e2m1", "e2m1:e4m3", "e4m3:e2m1", "e4m3"]),
+        # A pair that was asked for stays as it is.
+        (
+            "int4,int8:int16,int8",
+            ["int4", "int4:int8", "int8:int4", "int8", "int8:int16"],
+        ),
+        ("int4g32:float32,int8", ["int8", "int4g32:float32"]),
+        # Activations alone are not quantized.
+        ("int8,float32", ["int8", "int8:float32", "float32"]),
+        ("int4,e4m3", ["int4", "int4:e4m3", "e4m3:int4", "e4m3"]),
+    ],
+)
+def test_formats_that_are_chosen_apart_make_pairs(text: str, names: list[str]) -> None:
+    assert [precision.name for precision in separated(parse_space(text))] == names
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_named_space_has_every_pair_of_its_formats(name: str) -> None:
+    pairs = separated(parse_space(name))
+    assert len(pairs) == len(SPACES[name]) ** 2
+    assert {(p.weights.name, p.activations.name) for p in pairs} == {
+        (weights, activations) for weights in SPACES[name] for activations in SPACES[name]
+    }
+    assert [p.order for p in pairs] == sorted(p.order for p in pairs)
+    assert separated(pairs) == pairs
+    assert all(parse_precision(p.name) == p for p in pairs)
+
+
+ANY = st.sampled_from(
+    separated(
+        parse_space(
+            "int2 int4 int8 e2m1 e2m3 e3m2 e4m3 e5m2 bf16 float32 int4g16:float32"
+            " int4g32:float32 int4g128:int8 int8g32:float32 e2m1g32:int8"
+        )
+    )
+)
+
+
+@given(ANY, ANY, ANY)
+def test_precisions_are_ordered_in_part(a: Precision, b: Precision, c: Precision) -> None:
+    assert a.as_precise_as(a)
+    if a.as_precise_as(b) and b.as_precise_as(a):
+        assert a == b
+    if a.as_precise_as(b) and b.as_precise_as(c):
+        assert a.as_precise_as(c)
+    # The order of a space is one extension.
+    if a.as_precise_as(b):
+        assert a.order >= b.order
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "either_way"),
+    [
+        ("int8", "int4", (True, False)),
+        ("int4:int8", "int4", (True, False)),
+        ("int4:int8", "int8:int4", (False, False)),
+        ("int8", "e4m3", (False, False)),
+        ("e4m3", "int4", (True, False)),
+        ("int4:e4m3", "int4:int8", (False, False)),
+        ("int4g16:float32", "int4g32:float32", (True, False)),
+        ("int4g32:float32", "int4:float32", (True, False)),
+        ("int8:float32", "int4g32:float32", (True, False)),
+        ("int8", "int4g32:float32", (False, False)),
+    ],
+)
+def test_of_two_precisions_one_may_be_as_precise(
+    first: str, second: str, either_way: tuple[bool, bool]
+) -> None:
+    a, b = parse_precision(first), parse_precision(second)
+    assert (a.as_precise_as(b), b.as_precise_as(a)) == either_way

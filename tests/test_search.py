@@ -256,7 +256,9 @@ def test_every_method_ends_in_the_budget(method: Method, draws: int) -> None:
     assert least <= share_of(result, budget, "int-l") <= 1.0
 
 
-@pytest.mark.parametrize("strategy", [s for s in Strategy if s is not Strategy.FLIQS])
+@pytest.mark.parametrize(
+    "strategy", [s for s in Strategy if s not in (Strategy.FLIQS, Strategy.FIXED)]
+)
 def test_a_baseline_chooses_before_training(strategy: Strategy, tmp_path: Path) -> None:
     budget = Budget(BudgetKind.BITS, 5.0)
     config = replace(QUICK, strategy=strategy, budget=budget)
@@ -279,6 +281,106 @@ def test_a_baseline_chooses_before_training(strategy: Strategy, tmp_path: Path) 
         search(DIGITS, digits(), config, checkpoint=tmp_path, progress=Recorder(stop=13))
     resumed = search(DIGITS, digits(), config, checkpoint=tmp_path, resume=True)
     assert written(resumed) == written(result)
+
+
+def test_a_given_assignment_is_trained_in_all_steps(
+    quick: SearchResult, tmp_path: Path
+) -> None:
+    config = replace(QUICK, space=None, strategy=Strategy.FIXED, assignment=quick.assignment)
+    recorder = Recorder()
+    result = search(DIGITS, digits(), config, progress=recorder)
+    assert_sound(result)
+    assert result.assignment == quick.assignment
+    assert result.cost == quick.cost
+    assert {report.phase for report in recorder.reports} == {Phase.FROZEN}
+    assert [report.cost for report in recorder.reports] == pytest.approx([1.0] * 24)
+    assert result.entropy is None
+    assert result.to_dict()["strategy"] == "fixed"
+    with pytest.raises(InterruptedSearchError):
+        search(DIGITS, digits(), config, checkpoint=tmp_path, progress=Recorder(stop=13))
+    resumed = search(DIGITS, digits(), config, checkpoint=tmp_path, resume=True)
+    assert written(resumed) == written(result)
+    # A checkpoint of another assignment is another search.
+    layers = dict.fromkeys(quick.assignment.layers, "int4")
+    other = replace(config, assignment=Assignment(layers))
+    with pytest.raises(InterruptedSearchError):
+        search(DIGITS, digits(), config, checkpoint=tmp_path, progress=Recorder(stop=13))
+    with pytest.raises(FliqsError, match="another settings"):
+        search(DIGITS, digits(), other, checkpoint=tmp_path, resume=True)
+
+
+def test_a_uniform_assignment_trains_as_the_uniform_strategy_does() -> None:
+    model = mlp()
+    config = replace(SMALL, space="int5", strategy=Strategy.UNIFORM)
+    uniform = search(model, samples(model), config)
+    given = replace(
+        SMALL, strategy=Strategy.FIXED, assignment=Assignment(dict(uniform.assignment.layers))
+    )
+    assert written(search(model, samples(model), given)) == written(uniform)
+
+
+def test_an_assignment_brings_its_target_and_its_float_layers() -> None:
+    model = mlp()
+    names = list(search(model, samples(model), SMALL).assignment.layers)
+    for layers in (
+        dict.fromkeys(names, "float32"),
+        {names[0]: "int8", names[1]: "float32"},
+    ):
+        assignment = Assignment(layers, "ort-cpu")
+        config = replace(SMALL, strategy=Strategy.FIXED, assignment=assignment)
+        result = search(model, samples(model), config)
+        assert result.assignment == assignment
+        assert_sound(result)
+    elsewhere = replace(config, target="generic")
+    assert search(model, samples(model), elsewhere).assignment.target == "generic"
+
+
+@pytest.mark.parametrize(
+    ("layers", "target", "words"),
+    [
+        ({}, "generic", "no format for layer"),
+        ({"nowhere": "int8"}, "generic", "layer 'nowhere', which the model does not have"),
+        ({"nowhere": "int4"}, "ort-cpu", "ort-cpu cannot run int4"),
+        ({}, "my-npu", "target 'my-npu', which is none of"),
+    ],
+)
+def test_an_assignment_that_does_not_fit_is_refused(
+    layers: dict[str, str], target: str, words: str
+) -> None:
+    model = mlp()
+    names = list(search(model, samples(model), SMALL).assignment.layers)
+    if layers:
+        layers = dict.fromkeys(names, "int8") | layers
+    config = replace(SMALL, strategy=Strategy.FIXED, assignment=Assignment(layers, target))
+    with pytest.raises(ConfigError, match=words):
+        search(model, samples(model), config, progress=never)
+
+
+def test_a_search_that_ends_too_early_says_so() -> None:
+    recorder = Recorder()
+    budget = Budget(BudgetKind.BITS, 2.2)
+    config = replace(QUICK, space="int2,int3,int4", budget=budget)
+    result = search(DIGITS, digits(), config, progress=recorder)
+    assert result.convergence is not None
+    assert not result.convergence.converged
+    assert "only 6 steps" in result.warnings[-1]
+    report = result.to_dict()["convergence"]
+    assert not report["converged"]
+    curves = report["curves"]
+    assert curves["step"] == tuple(range(1, 25))
+    assert curves["loss"] == pytest.approx([r.loss for r in recorder.reports])
+    assert curves["cost"] == pytest.approx([r.cost for r in recorder.reports])
+    assert curves["entropy"] == pytest.approx([r.entropy for r in recorder.reports])
+    for value, step in zip(curves["held_out"], recorder.reports, strict=True):
+        measured = step.quality is not None or step.phase is not Phase.FROZEN
+        assert (value is not None) == measured
+
+
+def test_what_loses_nothing_has_converged(quick: SearchResult) -> None:
+    assert quick.quantized_quality == quick.float_quality
+    assert quick.convergence is not None
+    assert quick.convergence.converged
+    assert quick.warnings == ()
 
 
 def test_a_model_in_memory_is_left_as_it_is() -> None:
@@ -382,6 +484,7 @@ def test_an_interrupted_search_resumes_to_the_same_bytes(
     )
     assert [report.step for report in recorder.reports] == list(range(step + 1, 25))
     assert written(resumed) == written(quick)
+    assert resumed.convergence == quick.convergence
     assert (resumed.float_quality, resumed.quantized_quality, resumed.entropy) == (
         quick.float_quality,
         quick.quantized_quality,

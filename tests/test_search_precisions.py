@@ -22,7 +22,7 @@ from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import ControllerConfig, Method
 from onnx_fliqs.cost import Budget, BudgetKind, cost_of
 from onnx_fliqs.data import Dataset, input_specs
-from onnx_fliqs.errors import ConfigError, InterruptedSearchError
+from onnx_fliqs.errors import ConfigError, FliqsError, InterruptedSearchError
 from onnx_fliqs.model import save_model
 from onnx_fliqs.precision import parse_space
 from onnx_fliqs.prepare import prepare
@@ -166,6 +166,122 @@ def test_a_search_repeats_and_continues_with_the_same_bytes(tmp_path: Path) -> N
             == ir.to_proto(whole.model).SerializeToString()
         )
     assert seen[-1] == 7
+
+
+# -- formats of weights and of activations apart --------------------------------------------
+
+APART = replace(QUICK, space="int4,int8", separate=True, budget=Budget(BudgetKind.BITS, 5.6))
+PAIRS = {"int4", "int4:int8", "int8:int4", "int8"}
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+@pytest.mark.parametrize("method", Method)
+def test_every_strategy_chooses_operands_apart_within_the_budget(
+    strategy: Strategy, method: Method
+) -> None:
+    controller = ControllerConfig(method=method)
+    result = search(mlp(), samples(), replace(APART, strategy=strategy, controller=controller))
+    assert_sound(result)
+    assert set(result.assignment.layers.values()) <= PAIRS
+    assert result.cost.effective_bits <= 5.6 * (1 + 1e-9)
+    stored = codes_of(result.model)
+    for layer, weight in (("one", "w1"), ("two", "w2"), ("three", "w3")):
+        expected = result.assignment.layers[layer].partition(":")[0].upper()
+        assert stored[weight] == expected
+
+
+@pytest.mark.parametrize(
+    ("space", "target"),
+    [("int8,e4m3,e2m1", "generic"), ("int4,e4m3", "generic"), ("int3,int6", "qonnx")],
+)
+def test_pairs_of_every_kind_are_searched_and_emitted(space: str, target: str) -> None:
+    formats = space.split(",")
+    config = replace(APART, space=space, target=target, budget=None, strategy=Strategy.RANDOM)
+    found = set()
+    for seed in range(3):
+        result = search(mlp(), samples(), replace(config, seed=seed, steps=3))
+        assert_sound(result)
+        found |= set(result.assignment.layers.values())
+    assert found <= {a if a == b else f"{a}:{b}" for a in formats for b in formats}
+    assert any(":" in name for name in found)
+
+
+def test_size_is_of_weights_alone() -> None:
+    config = replace(APART, budget=Budget(BudgetKind.SIZE, 0.5), strategy=Strategy.UNIFORM)
+    assert set(search(mlp(), samples(), config).assignment.layers.values()) == {"int4:int8"}
+
+
+def test_a_search_of_pairs_continues_with_the_same_bytes(tmp_path: Path) -> None:
+    config = replace(APART, checkpoint_every=1)
+    whole = search(mlp(), samples(), config)
+
+    def interrupt(report: Progress) -> None:
+        if report.step == 7:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "checkpoint"
+    with pytest.raises(InterruptedSearchError):
+        search(mlp(), samples(), config, checkpoint=folder, progress=interrupt)
+    tied = replace(config, separate=False)
+    with pytest.raises(FliqsError, match="of a search with another settings"):
+        search(mlp(), samples(), tied, checkpoint=folder, resume=True)
+    result = search(mlp(), samples(), config, checkpoint=folder, resume=True)
+    assert result.assignment == whole.assignment
+    assert (
+        ir.to_proto(result.model).SerializeToString()
+        == ir.to_proto(whole.model).SerializeToString()
+    )
+
+
+def test_what_was_searched_apart_is_emitted_and_validated(tmp_path: Path) -> None:
+    path, output, again = (tmp_path / name for name in ("m.onnx", "o.onnx", "again.onnx"))
+    save_model(mlp(), path)
+    options = ("--space", "int4,int8", "--separate", "--strategy", "random", "--seed", 1)
+    found = invoke(
+        "search", path, *options, "--bits", 5.6, "--steps", 2, "--threads", 1, "-o", output,
+        "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    layers = {row["name"]: row["format"] for row in json.loads(found.stdout)["layers"]}
+    assert any(":" in name for name in layers.values())
+    assignment = output.with_suffix(".assignment.json")
+    assert json.loads(assignment.read_text())["layers"] == layers
+    for arguments in (
+        ("emit", path, "--assignment", assignment, "-o", again),
+        ("validate", again, "--reference", path),
+        ("validate", output, "--target", "generic"),
+    ):
+        done = invoke(*arguments)
+        assert done.exit_code == 0, done.output
+    assert {row["name"]: set(row["precisions"]) for row in _inspected(path)} == {
+        name: {
+            a if a == b else f"{a}:{b}"
+            for a in ("int4", "int5", "int6", "int7", "int8")
+            for b in ("int4", "int5", "int6", "int7", "int8")
+        }
+        for name in layers
+    }
+
+
+def _inspected(path: Path) -> list[dict[str, Any]]:
+    found = invoke("inspect", path, "--separate", "--json")
+    assert found.exit_code == 0, found.output
+    layers: list[dict[str, Any]] = json.loads(found.stdout)["layers"]
+    return layers
+
+
+@pytest.mark.parametrize("verb", ["search", "inspect", "profile"])
+def test_a_target_without_pairs_refuses_in_one_line(verb: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    conv = "g (float[N,2,4,4] x) => (float[N,2,4,4] y) { [c] y = Conv (x, w) }"
+    save_model(support.model(conv, weights={"w": (2, 2, 1, 1)}), path)
+    output = ("-o", tmp_path / "out") if verb != "inspect" else ()
+    found = invoke(verb, path, "--separate", "--target", "ort-cpu", *output)
+    assert found.exit_code == ConfigError.exit_code
+    assert found.stderr.splitlines()[-1] == (
+        "Error: --separate changes nothing: target ort-cpu runs no layer of this model in"
+        " different formats of int8, float32; leave it out, or ask for other formats"
+    )
 
 
 # -- emission and the command line ----------------------------------------------------------

@@ -549,6 +549,41 @@ def test_a_level_is_the_next_more_precise_choice_of_every_decision() -> None:
     ]
 
 
+def test_a_level_has_no_fewer_bits_in_either_operand() -> None:
+    space = _choosing("int4 int4:int8 int8:int4 int8", "int4:int8", "int8:int4", "")
+    levels = [_names(space.assign(level)) for level in space.levels]
+    assert levels == [
+        ["int4", "int4", "int4"],
+        ["int8", "int4:int8", "int4:int8"],
+        ["int8:int4", "int8", "int8:int4"],
+        ["int8", "int8", "int8"],
+    ]
+
+
+def test_levels_of_layers_without_activations_are_those_of_their_weights() -> None:
+    plain = _choosing("int4 int4:int8 int8", "int4:int8")
+    layers = (replace(plain.layers[0], weight_only="it multiplies nothing"),)
+    levels = [_names(s.assign(x)) for s in (replace(plain, layers=layers),) for x in s.levels]
+    assert levels == [["int4"], ["int4"], ["int8"]]
+
+
+def test_the_coarser_operand_tells_how_precise_a_uniform_assignment_is() -> None:
+    space = _choosing("int4 int5:int6 int8:int4 int4:int8 int6:int5 int8", "")
+    names = [_names(space.assign(choices))[0] for choices in space.uniform_choices]
+    assert names == ["int4", "int4:int8", "int8:int4", "int5:int6", "int6:int5", "int8"]
+    line = _choosing("int-l", "", "int5", "")
+    assert line.uniform_choices == line.levels
+
+
+def test_choices_are_compared_operand_by_operand() -> None:
+    space = _choosing("int4 int4:int8 int8:int4 int8", "", "int4 int8:int4")
+    first, second = space.as_precise
+    np.testing.assert_array_equal(
+        first, [[1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]]
+    )
+    np.testing.assert_array_equal(second, [[1, 1], [0, 1]])
+
+
 def test_the_levels_of_a_space_without_exclusions_are_uniform() -> None:
     space = _choosing("int-l", "", "", "")
     assert space.levels == tuple((level,) * 3 for level in range(5))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_fliqs.errors import InfeasibleError
+from onnx_fliqs.precision import parse_space, separated
 from onnx_fliqs.projection import LEAST_SPENT
 from onnx_fliqs.strategies import (
     greedy_choices,
@@ -25,6 +26,8 @@ Rows = tuple[npt.NDArray[np.float64], ...]
 BITS = np.array([4.0, 6.0, 8.0])
 LEVELS = [(0, 0), (1, 1), (2, 2)]
 """Of two decisions, in those bits."""
+IN_A_LINE = np.triu(np.ones((3, 3), np.bool_))
+"""Each choice is more precise than the one before."""
 
 
 def costs(macs: Sequence[float], budget: float) -> Rows:
@@ -45,7 +48,9 @@ def test_single_changes_differ_in_one_decision() -> None:
 def test_damage_is_what_a_change_adds() -> None:
     table: dict[tuple[int, ...], float]
     table = {(2, 2): 1.0, (0, 2): 4.0, (1, 2): 1.5, (2, 0): 0.5, (2, 1): np.nan}
-    first, second = measure_damage(costs([1, 1], 8), lambda a: [table[x] for x in a])
+    first, second = measure_damage(
+        costs([1, 1], 8), [IN_A_LINE] * 2, lambda a: [table[x] for x in a]
+    )
     np.testing.assert_array_equal(first, [3.0, 0.5, 0.0])
     # A loss below that of the most precise is noise; one that is not a number is the worst.
     np.testing.assert_array_equal(second, [3.0, 3.0, 0.0])
@@ -120,3 +125,104 @@ def test_random_assignments_differ_and_spend_the_budget() -> None:
     drawn = {random_choices(table, np.random.default_rng(seed)) for seed in range(5)}
     assert len(drawn) == 5
     assert all(spent(table, chosen) >= LEAST_SPENT for chosen in drawn)
+
+
+# -- choices that are not in a line ---------------------------------------------------------
+
+PAIRS = separated(parse_space("int4,int6,int8"))
+AS_PRECISE = np.array([[b.as_precise_as(a) for b in PAIRS] for a in PAIRS])
+
+
+def pair_costs(macs: Sequence[float], budget: float) -> Rows:
+    """Costs of pairs of 4, 6 and 8 bits, as shares of a budget of so many effective bits."""
+    bits = np.array([p.weights.bits * p.activations.bits for p in PAIRS])
+    return tuple(m * bits / (sum(macs) * budget**2) for m in macs)
+
+
+def test_damage_is_no_less_than_that_of_what_is_more_precise_in_both_operands() -> None:
+    measured = {"int6:int8": 3.0, "int8:int6": 1.0, "int4:int8": 2.0}
+    losses = [0.0, *(measured.get(p.name, 0.0) for p in PAIRS[:-1])]
+    (damage,) = measure_damage(pair_costs([1], 8), [AS_PRECISE], lambda _: losses)
+    expected = {
+        "int8": 0.0,
+        "int8:int6": 1.0,
+        "int8:int4": 1.0,
+        **dict.fromkeys(("int6:int8", "int4:int8", "int6", "int4:int6", "int6:int4"), 3.0),
+        "int4": 3.0,
+    }
+    assert {p.name: x for p, x in zip(PAIRS, damage, strict=True)} == expected
+
+
+def test_formats_of_as_many_bits_keep_the_damage_of_their_own() -> None:
+    formats = parse_space("int4,e4m3,int8")
+    finer = np.array([[b.as_precise_as(a) for b in formats] for a in formats])
+    table = (np.array([0.25, 1.0, 1.0]),)
+    (damage,) = measure_damage(table, [finer], lambda _: [1.0, 1.5, 4.0])
+    np.testing.assert_array_equal(damage, [3.0, 3.0, 0.0])
+    assert greedy_choices((table[0] * 1.5,), (damage,)) == (0,)
+
+
+def one_step_down(costs: Rows, damage: Rows) -> tuple[int, ...]:
+    """Greed where choices are in a line."""
+    chosen = [len(row) - 1 for row in costs]
+    while spent(costs, chosen) > 1 + 1e-9:
+        *_, i = min(
+            (float(damage[i][c - 1]), -float(costs[i][c] - costs[i][c - 1]), i)
+            for i, c in enumerate(chosen)
+            if c > 0
+        )
+        chosen[i] -= 1
+    return tuple(chosen)
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(
+    macs=st.lists(st.integers(1, 50), min_size=1, max_size=8),
+    budget=st.floats(4.0, 8.0),
+    seed=st.integers(0, 1000),
+)
+def test_in_a_line_greed_takes_one_step_down_at_a_time(
+    macs: list[int], budget: float, seed: int
+) -> None:
+    table = costs([float(m) for m in macs], budget)
+    rng = np.random.default_rng(seed)
+    # With ties, as damage that noise hides is 0.
+    damage = tuple(np.sort([*rng.integers(0, 4, 2), 0.0])[::-1].astype(float) for _ in macs)
+    assert greedy_choices(table, damage) == one_step_down(table, damage)
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(
+    macs=st.lists(st.integers(1, 50), min_size=1, max_size=6),
+    budget=st.floats(4.0, 8.0),
+    seed=st.integers(0, 1000),
+)
+def test_greed_among_pairs_leaves_no_choice_that_is_cheaper_and_less_harmful(
+    macs: list[int], budget: float, seed: int
+) -> None:
+    table = pair_costs([float(m) for m in macs], budget)
+    rng = np.random.default_rng(seed)
+    raw = [1.0, *rng.integers(0, 5, len(macs) * (len(PAIRS) - 1)).astype(float)]
+    damage = measure_damage(table, [AS_PRECISE] * len(macs), lambda _: raw)
+    chosen = greedy_choices(table, damage)
+    assert spent(table, chosen) <= 1 + 1e-9
+    for row, harm, c in zip(table, damage, chosen, strict=True):
+        assert not any(harm[a] < harm[c] and row[a] <= row[c] for a in range(len(row)))
+
+
+def test_greed_keeps_the_operand_that_matters() -> None:
+    weights, activations = (
+        np.array([4.0 ** -getattr(p, operand).bits for p in PAIRS])
+        for operand in ("weights", "activations")
+    )
+    damage = (100 * weights + activations, weights + 100 * activations)
+    damage = tuple(row - row[-1] for row in damage)
+    chosen = greedy_choices(pair_costs([1, 1], 5.7), damage)
+    assert [PAIRS[c].name for c in chosen] == ["int8:int4", "int4:int8"]
+
+
+def test_greed_passes_formats_that_save_nothing() -> None:
+    table = (np.array([0.25, 1.0, 1.0]), np.array([0.25, 1.0, 1.0]))
+    damage = (np.array([2.0, 1.0, 0.0]), np.array([3.0, 1.0, 0.0]))
+    assert greedy_choices(table, damage) == (0, 0)
+    assert greedy_choices(tuple(row * 0.75 for row in table), damage) == (0, 2)

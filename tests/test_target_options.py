@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_fliqs.calibrate import least_squares_scales, negative_shares, power_of_two_scales
+from onnx_fliqs.calibrate import negative_shares
 from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.emission import emit
 from onnx_fliqs.find_layers import find_layers
@@ -30,6 +30,7 @@ from onnx_fliqs.precision import parse_precision, parse_space
 from onnx_fliqs.prepare import calibrate, prepare
 from onnx_fliqs.runtime import OptimizationLevel
 from onnx_fliqs.targets import TARGETS, Activations, Bias, Placement, Target
+from onnx_fliqs.thresholds import least_squares_scales, power_of_two_scales
 from support import (
     Calibrated,
     Feeds,

@@ -92,7 +92,7 @@ def test_layers_that_share_a_weight_get_one_format(method: Method) -> None:
 
 def test_choices_that_cost_nothing_are_made_for_precision_alone() -> None:
     costs = (np.array([0.5, 1.0]), np.zeros(2), np.array([0.25, 0.5]))
-    distortions = [np.array([0.2, 0.1]), np.array([0.3, 0.1]), np.array([0.4, 0.0])]
+    distortions = [np.array([[x], [y]]) for x, y in ((0.2, 0.1), (0.3, 0.1), (0.4, 0.0))]
     critic = Critic(costs, distortions, ControllerConfig())
     state = critic.initial()
     policy = critic.policy(state, 1.0)
