@@ -54,7 +54,7 @@ def mark_unsigned(
 
 
 def positive_sites(model: ir.Model, space: SearchSpace) -> frozenset[str]:
-    """Names of the sites that nothing negative reaches, whatever the data are.
+    """Names of the sites of one scale that nothing negative reaches, whatever the data are.
 
     ``Site.negative`` may be 0 as well because no value of a sample was negative.
 
@@ -63,7 +63,9 @@ def positive_sites(model: ir.Model, space: SearchSpace) -> frozenset[str]:
         space: Its sites.
     """
     names = {value.name for value in never_negative(model)}
-    return frozenset(site.name for site in space.sites if site.tensor in names)
+    return frozenset(
+        site.name for site in space.sites if site.tensor in names and not site.broadcast_shape
+    )
 
 
 def never_negative(model: ir.Model, inputs: Collection[str] = ()) -> set[ir.Value]:
