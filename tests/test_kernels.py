@@ -3,15 +3,17 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from onnx_fliqs import kernels
+from onnx_fliqs import kernels, runtime
 from onnx_fliqs.gradient import GRADIENT, build_gradient, promote_initializers
 from onnx_fliqs.kernels import block_of_channels, for_fast_kernels
 from onnx_fliqs.model import load_model
@@ -20,7 +22,7 @@ from onnx_fliqs.passes.add_loss import LOSS, AddLossPass, teacher_input
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES
 from onnx_fliqs.passes.specialise_sites import SpecialiseSitesPass
 from onnx_fliqs.precision import parse_space
-from onnx_fliqs.runtime import make_session
+from onnx_fliqs.runtime import make_session, quiet_options
 from onnx_fliqs.signs import positive_sites
 from onnx_fliqs.site_functions import DOMAIN
 from onnx_fliqs.trainability import trainable_parameters
@@ -248,3 +250,25 @@ def test_without_blocks_masks_are_merged_all_the_same(monkeypatch: pytest.Monkey
     ((wanted, plain), _) = built.both(feeds)
     assert float(loss) == pytest.approx(wanted, rel=1e-6)
     assert np.linalg.norm(gradient - plain) < 1e-6 * np.linalg.norm(plain)
+
+
+def test_each_site_of_bytes_is_dequantized_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = task("residual_network", "int4,int8")
+    space, written = built.calibrated.space, tmp_path / "optimised.onnx"
+    searchable = built.calibrated.searchable()
+    SpecialiseSitesPass(space.byte_sites, [])(searchable)
+    promote_initializers(searchable, [*built.parameters, CODES, SCALES])
+
+    def options() -> Any:
+        made = quiet_options()
+        made.optimized_model_filepath = str(written)
+        return made
+
+    monkeypatch.setattr(runtime, "quiet_options", options)
+    make_session(for_fast_kernels(searchable, BATCH), threads=1, fuse_quantized=False)
+    kinds = [node.op_type for node in onnx.load(written).graph.node]
+    assert space.byte_sites
+    assert kinds.count("QuantizeLinear") == len(space.byte_sites)
+    assert kinds.count("DequantizeLinear") == len(space.byte_sites)
