@@ -12,6 +12,8 @@ from typing import Final
 
 import onnx_ir as ir
 
+from onnx_fliqs.passes._graph import with_bodies
+
 __all__ = [
     "FLOATS",
     "Judged",
@@ -167,25 +169,15 @@ def _any(values: Sequence[ir.Value], known: set[ir.Value]) -> bool:
 
 def values_read(node: ir.Node) -> list[ir.Value]:
     """What a node reads, with the values that its bodies take from outside."""
-    values = [value for value in node.inputs if value is not None]
-    for inner in _nested(node):
-        values += [value for value in inner.inputs if value is not None]
-    return values
-
-
-def _nested(node: ir.Node) -> Iterator[ir.Node]:
-    for attribute in node.attributes.values():
-        if attribute.type is ir.AttributeType.GRAPH:
-            yield from attribute.as_graph().all_nodes()
-        elif attribute.type is ir.AttributeType.GRAPHS:
-            for graph in attribute.as_graphs():
-                yield from graph.all_nodes()
+    return [value for each in with_bodies(node) for value in each.inputs if value is not None]
 
 
 def _is_layer(node: ir.Node) -> bool:
     """Whether it works with weights, itself or in its bodies, or looks up embeddings."""
-    if node.op_type in _LAYERS or any(_is_layer(inner) for inner in _nested(node)):
-        return True
+    return any(each.op_type in _LAYERS or _looks_up(each) for each in with_bodies(node))
+
+
+def _looks_up(node: ir.Node) -> bool:
     table = node.inputs[0] if node.op_type == "Gather" else None
     return (
         table is not None

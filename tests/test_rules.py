@@ -482,6 +482,12 @@ def test_what_was_searched_by_rules_can_be_emitted_again() -> None:
     feeds = random_feeds(model)
     for one, other in zip(run(emitted.model, feeds), run(same.model, feeds), strict=True):
         np.testing.assert_array_equal(one, other)
+    for assignment in (emitted.assignment, same.assignment):
+        given = replace(
+            QUICK, space=None, budget=None, strategy=Strategy.FIXED, assignment=assignment
+        )
+        trained = search(model, data, given)
+        assert trained.assignment == assignment
 
 
 def test_inspect_lists_what_rules_leave() -> None:
