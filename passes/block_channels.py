@@ -165,6 +165,7 @@ class _Work:
     ) -> None:
         """An image of the old graph is computed in blocked channels from now on."""
         image.shape = ir.Shape(shape)
+        image.type = image.type or ir.TensorType(ir.DataType.FLOAT)
         self._blocked[image] = blocked
         self._native.add(image)
 
