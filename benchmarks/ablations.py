@@ -106,6 +106,7 @@ CHOICES: dict[str, dict[str, Variant]] = {
     "delay": _searches("delay", 0.0, 0.1, 0.4),
     "freeze": _searches("freeze", 0.4, 0.6, 0.9),
     "draws": _searches("draws", 2, 8),
+    "held-out batch": _searches("held_out_batch", 16, 32, 128),
     "temperature": _controllers("temperature", 0.05, 0.5, 1.0),
     "refresh": _searches("refresh", 10, 25, 1_000_000),
     "controller": {

@@ -38,7 +38,7 @@ from onnx_fliqs.runtime import (
     run_session,
 )
 from onnx_fliqs.search_setup import Setup, set_up
-from onnx_fliqs.train_step import Batch, TrainStep
+from onnx_fliqs.train_step import Batch, TrainStep, part_sizes
 from onnx_fliqs.trainability import trainable_parameters
 
 __all__ = ["ORT", "OURS", "Contender", "Task", "contender", "references", "twin_files"]
@@ -109,7 +109,8 @@ class Task:
 
     def parts(self, batch: Batch) -> list[Batch]:
         """The batch cut as a search cuts it."""
-        cuts = np.array_split(np.arange(batch.size), min(self.threads, batch.size))
+        sizes = part_sizes(batch.size, self.threads)
+        cuts = np.split(np.arange(batch.size), np.cumsum(sizes)[:-1])
         assert batch.labels is not None
         return [
             Batch(

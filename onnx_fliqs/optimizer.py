@@ -40,7 +40,9 @@ def build_optimizer(
     """Build the update of all parameters from the gradients of the parts of a batch.
 
     The gradient is the weighted mean of the parts' gradients, shortened where its length
-    exceeds 4 times its running mean. Where it is not finite, nothing changes.
+    exceeds 4 times its running mean. Factors that are the same for all parameters are gathered
+    in scalars, since each operation on all of them reads and writes as much memory as they
+    take.
 
     Args:
         shapes: Parameter name → shape, in the order in which the gradients are flattened.
@@ -52,12 +54,12 @@ def build_optimizer(
         (flat), ``length`` (running mean gradient length, 0 at first), the scalars ``lr``,
         ``correction1`` and ``correction2`` (1 / (1 - beta^t)). Outputs: ``p<i>_next``,
         ``m_next``, ``v_next``, ``length_next`` and ``norm``, the length of this gradient.
+        Where that is not finite, neither are the others, and the caller keeps what it had.
     """
     lines = [
         *_gradient_lines(shares),
         *_moment_lines(),
         *_direction_lines(len(shapes), optimizer),
-        "rate = Where (ok, lr, zero)",
     ]
     initializers = ["int64[1] flat = {-1}"]
     sizes = []
@@ -69,13 +71,13 @@ def build_optimizer(
         floor = "vector_floor" if len(shape) <= 1 else "tensor_floor"
         dims = ", ".join(str(d) for d in shape)
         initializers.append(f"int64[{len(shape)}] shape{i} = {{{dims}}}")
+        initializers.append(f"float per_root{i} = {{{max(size, 1) ** -0.5!r}}}")
         if optimizer is Optimizer.ADAM:
             lines.append(f"rate{i} = Identity (rate)")
         else:
             lines += [
-                f"square{i} = Mul (p{i}, p{i})",
-                f"mean{i} = ReduceMean <keepdims = 0> (square{i})",
-                f"rms{i} = Sqrt (mean{i})",
+                f"length{i} = ReduceL2 <keepdims = 0> (p{i})",
+                f"rms{i} = Mul (length{i}, per_root{i})",
                 f"size{i} = Max (rms{i}, {floor})",
                 f"rate{i} = Mul (rate, size{i})",
             ]
@@ -85,7 +87,10 @@ def build_optimizer(
             f"p{i}_next = Sub (p{i}, shaped{i})",
         ]
     initializers.append(f"int64[{len(sizes)}] sizes = {{{', '.join(map(str, sizes))}}}")
-    initializers += [f"float share{j} = {{{share!r}}}" for j, share in enumerate(shares)]
+    initializers.append(f"float share = {{{shares[0]!r}}}")
+    initializers += [
+        f"float weight{j} = {{{share / shares[0]!r}}}" for j, share in enumerate(shares)
+    ]
     initializers += [f"float {name} = {{{value!r}}}" for name, value in _CONSTANTS.items()]
     parameters = [
         f"float[{', '.join(map(str, shape))}] p{i}" if shape else f"float p{i}"
@@ -119,7 +124,6 @@ def build_optimizer(
 _CONSTANTS: Final = {
     "zero": 0.0,
     "one": 1.0,
-    "largest": 3e38,
     "epsilon": 1e-16,
     "beta1": BETA1,
     "beta2": BETA2,
@@ -134,49 +138,51 @@ _CONSTANTS: Final = {
 
 
 def _gradient_lines(shares: Sequence[float]) -> list[str]:
-    """The mean gradient, its length, and the shortened gradient."""
-    parts = [f"part{j}" for j in range(len(shares))]
+    """The sum of the parts, and the scale that makes it the shortened mean gradient."""
+    weighted = [j for j, share in enumerate(shares) if share != shares[0]]
+    parts = [f"part{j}" if j in weighted else f"g{j}" for j in range(len(shares))]
     return [
-        *(f"part{j} = Mul (g{j}, share{j})" for j in range(len(shares))),
+        *(f"part{j} = Mul (g{j}, weight{j})" for j in weighted),
         f"gradient = Sum ({', '.join(parts)})",
-        "norm = ReduceL2 <keepdims = 0> (gradient)",
-        # False for NaN and infinity as well.
-        "ok = Less (norm, largest)",
+        "length_of_sum = ReduceL2 <keepdims = 0> (gradient)",
+        "norm = Mul (length_of_sum, share)",
         "known = Greater (length, zero)",
         "bound = Mul (length, clip)",
         "limit = Where (known, bound, norm)",
         "long = Greater (norm, limit)",
         "shrink = Div (limit, norm)",
         "factor = Where (long, shrink, one)",
-        "clipped = Mul (gradient, factor)",
+        "scale = Mul (factor, share)",
         "counted = Min (norm, limit)",
         "kept = Mul (length, keep)",
         "taken = Mul (counted, take)",
         "blended = Add (kept, taken)",
-        "running = Where (known, blended, norm)",
-        "length_next = Where (ok, running, length)",
+        "length_next = Where (known, blended, norm)",
     ]
 
 
 def _moment_lines() -> list[str]:
-    """Adam's moments; unchanged where the gradient is not finite."""
+    """Adam's moments, and what corrects them and the learning rate for their start."""
     return [
+        "part_of_m = Mul (scale, rest1)",
         "m_kept = Mul (m, beta1)",
-        "m_taken = Mul (clipped, rest1)",
-        "m_blended = Add (m_kept, m_taken)",
-        "m_next = Where (ok, m_blended, m)",
-        "squared = Mul (clipped, clipped)",
+        "m_taken = Mul (gradient, part_of_m)",
+        "m_next = Add (m_kept, m_taken)",
+        "scale_squared = Mul (scale, scale)",
+        "part_of_v = Mul (scale_squared, rest2)",
+        "squared = Mul (gradient, gradient)",
         "v_kept = Mul (v, beta2)",
-        "v_taken = Mul (squared, rest2)",
-        "v_blended = Add (v_kept, v_taken)",
-        "v_next = Where (ok, v_blended, v)",
-        "m_corrected = Mul (m_next, correction1)",
-        "v_corrected = Mul (v_next, correction2)",
+        "v_taken = Mul (squared, part_of_v)",
+        "v_next = Add (v_kept, v_taken)",
+        "root_of_correction = Sqrt (correction2)",
+        "least = Div (epsilon, root_of_correction)",
+        "correction = Div (correction1, root_of_correction)",
+        "rate = Mul (lr, correction)",
     ]
 
 
 def _direction_lines(count: int, optimizer: Optimizer) -> list[str]:
-    """For each parameter, the direction of its step, about 1 in size."""
+    """For each parameter, the direction of its step, about 1 in size when corrected."""
 
     def split(source: str, prefix: str) -> str:
         names = ", ".join(f"{prefix}{i}" for i in range(count))
@@ -184,17 +190,17 @@ def _direction_lines(count: int, optimizer: Optimizer) -> list[str]:
 
     if optimizer is not Optimizer.RELATIVE_MOMENTUM:
         return [
-            "root = Sqrt (v_corrected)",
-            "deviation = Add (root, epsilon)",
-            "step = Div (m_corrected, deviation)",
+            "root = Sqrt (v_next)",
+            "deviation = Add (root, least)",
+            "step = Div (m_next, deviation)",
             split("step", "u"),
         ]
-    lines = [split("m_corrected", "first"), split("v_corrected", "second")]
+    lines = [split("m_next", "first"), split("v_next", "second")]
     for i in range(count):
         lines += [
             f"power{i} = ReduceMean <keepdims = 0> (second{i})",
             f"root{i} = Sqrt (power{i})",
-            f"deviation{i} = Add (root{i}, epsilon)",
+            f"deviation{i} = Add (root{i}, least)",
             f"u{i} = Div (first{i}, deviation{i})",
         ]
     return lines

@@ -28,7 +28,7 @@ from onnx_fliqs.passes.separate_biases import SeparateBiasesPass
 from onnx_fliqs.passes.specialise_sites import SpecialiseSitesPass
 from onnx_fliqs.precision import Precision
 from onnx_fliqs.rules import Rule
-from onnx_fliqs.signs import mark_unsigned
+from onnx_fliqs.signs import mark_unsigned, positive_sites
 from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.targets import Activations, Target
 from onnx_fliqs.thresholds import Thresholds
@@ -152,9 +152,8 @@ def _note_ranks(model: ir.Model, seen: Mapping[str, npt.NDArray[Any]]) -> None:
 def with_sites(prepared: Prepared) -> ir.Model:
     """The canonical model with a site at every operand that is searched, for training."""
     model, space = prepared.canonical.clone(), prepared.space
-    positive = {site.name for site in space.sites if site.negative == 0}
     InsertSearchSitesPass(space)(model)
-    SpecialiseSitesPass(space.byte_sites, positive)(model)
+    SpecialiseSitesPass(space.byte_sites, positive_sites(prepared.canonical, space))(model)
     return model
 
 

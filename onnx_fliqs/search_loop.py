@@ -78,7 +78,7 @@ from onnx_fliqs.strategies import (
     uniform_choices,
 )
 from onnx_fliqs.thresholds import Statistics
-from onnx_fliqs.train_step import Batch, TrainStep
+from onnx_fliqs.train_step import Batch, TrainStep, part_sizes
 from onnx_fliqs.trainability import trainable_parameters
 
 __all__ = ["Phase", "Progress", "search"]
@@ -86,8 +86,6 @@ __all__ = ["Phase", "Progress", "search"]
 logger = logging.getLogger(__name__)
 
 _EVALUATION_BATCH: Final = 64
-_LARGEST_PART: Final = 32
-"""Samples of a training batch that go through the network together."""
 _VERIFIED_BATCHES: Final = 2
 _DAMAGE_BATCHES: Final = 4
 """Held-out batches on which the baselines measure single changes of format."""
@@ -605,17 +603,11 @@ def _controller(setup: Setup, costs: CostTable) -> Controller[Any]:
 
 
 def _part_sizes(data: Dataset, config: SearchConfig) -> list[int]:
-    """How a training batch is cut: the same for every worker, or as the model's batch size says.
-
-    Small parts need less memory at once, and more of it stays in the caches.
-    """
+    """How a training batch is cut."""
     fixed = data.fixed_batch
     if fixed is not None:
         return [fixed] * max(1, round(config.batch_size / fixed))
-    batch = min(config.batch_size, len(data))
-    rounds = -(-batch // (_LARGEST_PART * config.threads))
-    count = min(config.threads * rounds, batch)
-    return [len(part) for part in np.array_split(np.arange(batch), count)]
+    return part_sizes(min(config.batch_size, len(data)), config.threads)
 
 
 def _batches(data: Dataset, size: int) -> list[Batch]:

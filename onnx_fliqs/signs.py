@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnx_fliqs.sites import SearchSpace, Site
 
-__all__ = ["REARRANGING", "mark_unsigned", "never_negative", "padding"]
+__all__ = ["REARRANGING", "mark_unsigned", "never_negative", "padding", "positive_sites"]
 
 REARRANGING: Final = frozenset(
     {"Flatten", "Gather", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
@@ -51,6 +51,23 @@ def mark_unsigned(
         for site in space.sites
     )
     return replace(space, sites=tuple(sites))
+
+
+def positive_sites(model: ir.Model, space: SearchSpace) -> frozenset[str]:
+    """Names of the sites with one scale that nothing negative reaches, whatever the data are.
+
+    ``Site.negative`` may be 0 as well because no value of a sample was negative.
+
+    Args:
+        model: The canonical model.
+        space: Its sites.
+    """
+    names = {value.name for value in never_negative(model)}
+    return frozenset(
+        site.name
+        for site in space.sites
+        if site.tensor in names and site.broadcast_shape == ()
+    )
 
 
 def never_negative(model: ir.Model, inputs: Collection[str] = ()) -> set[ir.Value]:

@@ -60,8 +60,8 @@ def SearchQDQ(x, scale, lo, hi, factor, least):  # type: ignore[no-untyped-def] 
     anchor = op.Max(op.Mul(size, factor), least)
     rounded = op.Sub(anchor, op.Sub(anchor, size))
     # Sign would take eight times as long as a multiplication, and Where forty times.
-    one = op.Constant(value_float=1.0)
-    sign = op.Clip(op.Mul(t, op.Constant(value_float=3e38)), op.Neg(one), one)
+    large = op.Mul(t, op.Constant(value_float=3e38))
+    sign = op.Clip(large, op.Constant(value_float=-1.0), op.Constant(value_float=1.0))
     return op.Mul(op.Mul(rounded, scale), sign)
 
 
@@ -82,10 +82,9 @@ def SearchIntQDQ(x, scale, lo, hi, least):  # type: ignore[no-untyped-def]  # no
 def SearchByteQDQ(x, scale, lo, hi):  # type: ignore[no-untyped-def]  # noqa: N802
     # Vectorized kernels of ONNX Runtime; the numbers -128 to 127 become the codes 0 to 255.
     zero_point = op.Cast(op.Neg(lo), to=2)
-    codes = op.QuantizeLinear(
-        op.Clip(x, op.Mul(lo, scale), op.Mul(hi, scale)), scale, zero_point
-    )
-    return op.DequantizeLinear(codes, scale, zero_point)
+    inside = op.Clip(x, op.Mul(lo, scale), op.Mul(hi, scale))
+    codes = op.QuantizeLinear(inside, scale, zero_point)  # type: ignore[type-var]
+    return op.DequantizeLinear(codes, scale, zero_point)  # type: ignore[type-var]
 
 
 # What the gradients need, they compute again from x, which is kept anyway: intermediate values

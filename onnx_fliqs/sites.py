@@ -409,8 +409,7 @@ class SearchSpace:
             site.name
             for site in self.sites
             if not site.is_weight
-            and site.scale_shape(FORMATS["float32"]) == ()
-            and site.group_axis is None
+            and site.broadcast_shape == ()
             and all(map(_fits_a_byte, self._formats_asked(site)))
         )
 

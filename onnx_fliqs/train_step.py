@@ -5,10 +5,11 @@ The parts of a batch go through single-threaded runs of one gradient session sid
 gradients and updates the weights. Weights and moments stay in ONNX Runtime's own values.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +37,11 @@ from onnx_fliqs.teacher import Teacher
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
 
-__all__ = ["Batch", "StepReport", "TrainState", "TrainStep"]
+__all__ = ["Batch", "StepReport", "TrainState", "TrainStep", "part_sizes"]
 
 Array: TypeAlias = npt.NDArray[Any]
+
+_LARGEST_PART: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,20 @@ class StepReport:
     """Length of the gradient."""
     applied: bool
     """Whether the gradient was finite, so that the weights changed."""
+
+
+def part_sizes(batch: int, workers: int) -> list[int]:
+    """Cut a batch: as many parts for each worker, of at most 32 samples.
+
+    Small parts need less memory at once, and more of it stays in the caches.
+
+    Args:
+        batch: Samples.
+        workers: Parts that run side by side.
+    """
+    rounds = -(-batch // (_LARGEST_PART * workers))
+    count = min(workers * rounds, batch)
+    return [len(part) for part in np.array_split(np.arange(batch), count)]
 
 
 class TrainStep:
@@ -260,15 +277,15 @@ class TrainStep:
         run_bound(self._optimizer, binding)
         *parameters, m, v, length, norm = binding.get_outputs()
         length_of_gradient = float(norm.numpy())
-        applied = bool(np.isfinite(length_of_gradient) and length_of_gradient < 3e38)
-        after = TrainState(
-            dict(zip(state.parameters, parameters, strict=True)),
-            m,
-            v,
-            length,
-            state.updates + applied,
+        report = StepReport(
+            loss, length_of_gradient, applied=math.isfinite(length_of_gradient)
         )
-        return after, StepReport(loss, length_of_gradient, applied)
+        if not report.applied:
+            return state, report
+        after = TrainState(
+            dict(zip(state.parameters, parameters, strict=True)), m, v, length, t
+        )
+        return after, report
 
     # --- evaluation ------------------------------------------------------------------------
 

@@ -48,9 +48,17 @@ class Convolution:
 
     @classmethod
     def of(cls, node: ir.Node, image: ir.Value, weight: ir.Value) -> "Convolution | None":
-        """Read a Conv or ConvGrad; None if its sizes are unknown or it is not of images."""
+        """Read a Conv or ConvGrad; None if its sizes are unknown or it is not of images.
+
+        Those of other numbers than float32 have no kernels either.
+        """
         shape, kernel = known_shape(image), known_shape(weight)
-        if shape is None or kernel is None or len(shape) != _SPATIAL + 2:
+        if (
+            weight.dtype is not ir.DataType.FLOAT
+            or shape is None
+            or kernel is None
+            or len(shape) != _SPATIAL + 2
+        ):
             return None
         sizes = [size for size in (*shape[1:], *kernel) if isinstance(size, int)]
         if len(sizes) != len(shape) - 1 + len(kernel):
@@ -131,6 +139,9 @@ class Convolution:
         that of one place is a matrix product already.
         """
         if self.groups > 1 or self.dilations != (1, 1) or self.area == 1:
+            return False
+        # ONNX Runtime's Pad, which crops as well, must leave something of the image.
+        if any(pad >= length for pad, length in zip(self.pads, self.kernel, strict=False)):
             return False
         return self.channels * self.area <= 2 * batch * math.prod(self.output_size)
 

@@ -6,6 +6,7 @@ from typing import Final, TypeAlias
 import onnx_ir as ir
 
 from onnx_fliqs.passes._gradient_rule import Call, Formula, Lowering, NoGradientError, input_of
+from onnx_fliqs.passes._graph import constant_of
 from onnx_fliqs.passes._ops import Ops
 
 __all__ = ["FORMULAS", "LOWERINGS"]
@@ -97,6 +98,20 @@ def _mish(op: Ops, x: ir.Value, _y: ir.Value, _node: ir.Node) -> ir.Value:
 
 def _relu(op: Ops, _x: ir.Value, y: ir.Value, _node: ir.Node) -> ir.Value:
     return op.cast(op.Greater(y, 0.0))
+
+
+def _clip(op: Ops, call: Call) -> Mapping[int, ir.Value]:
+    """From the result, as for Relu: what was clipped need not be kept."""
+    low, high = call.optional(1), call.optional(2)
+    inside = []
+    if low is not None:
+        inside.append(op.Greater(call.y, low))
+    if high is not None:
+        inside.append(op.Less(call.y, high))
+    if not inside:
+        return {0: op.Identity(call.dy)}
+    mask = inside[0] if len(inside) == 1 else op.And(*inside)
+    return {0: op.Mul(call.dy, op.cast(mask))}
 
 
 def _selu(op: Ops, x: ir.Value, y: ir.Value, node: ir.Node) -> ir.Value:
@@ -247,6 +262,7 @@ FORMULAS: Final[dict[str, Formula]] = {
     "Atan": _unary(_atan),
     "Atanh": _unary(_atanh),
     "Celu": _unary(_celu),
+    "Clip": _clip,
     "Cosh": _unary(_cosh),
     "Elu": _unary(_elu),
     "HardSigmoid": _unary(_hard_sigmoid),
@@ -270,10 +286,12 @@ FORMULAS: Final[dict[str, Formula]] = {
 }
 
 
-def _clip(op: Ops, node: ir.Node) -> list[ir.Value]:
-    """With bounds that are computed, which have gradients too."""
+def _computed_bounds(op: Ops, node: ir.Node) -> list[ir.Value] | None:
+    """A Clip whose bounds have gradients too."""
     value = node.inputs[0]
     low, high = input_of(node, 1), input_of(node, 2)
+    if all(bound is None or constant_of(bound) is not None for bound in (low, high)):
+        return None
     if low is not None:
         value = op.Max(value, low)
     if high is not None:
@@ -289,4 +307,4 @@ def _cast_like(op: Ops, node: ir.Node) -> list[ir.Value]:
     return [op.Cast(node.inputs[0], to=int(pattern.dtype))]
 
 
-LOWERINGS: Final[dict[str, Lowering]] = {"CastLike": _cast_like, "Clip": _clip}
+LOWERINGS: Final[dict[str, Lowering]] = {"CastLike": _cast_like, "Clip": _computed_bounds}

@@ -15,7 +15,12 @@ from onnx_fliqs.passes._blocked_convolution import (
     from_blocked,
     to_blocked,
 )
-from onnx_fliqs.passes._graph import constant_of, is_standard, with_bodies
+from onnx_fliqs.passes._graph import (
+    constant_of,
+    is_standard,
+    require_opset,
+    with_bodies,
+)
 from onnx_fliqs.passes._ops import Ops, known_shape
 
 __all__ = ["BlockChannelsPass"]
@@ -29,6 +34,11 @@ _ELEMENTWISE: Final = frozenset(
 )
 """Operators for which the order of the numbers in memory does not matter."""
 _IMAGE: Final = 4
+_EXACT: Final = frozenset(
+    getattr(ir.DataType, name)
+    for name in "FLOAT FLOAT16 BFLOAT16 BOOL INT8 UINT8 INT16 UINT16".split()  # noqa: SIM905
+)
+"""Types of which float32 has every number: only that can be rearranged."""
 
 
 class BlockChannelsPass(ir.passes.InPlacePass):
@@ -44,7 +54,7 @@ class BlockChannelsPass(ir.passes.InPlacePass):
     elementwise operator stays in blocked channels where one of its operands is; everything
     else reads images as they were.
 
-    Requires: inferred shapes; no functions.
+    Requires: opset 13; inferred shapes and types; calls of functions are inlined.
     Ensures: the same outputs and signature, to within float rounding. Convolutions whose
         numbers of channels are no multiples of the block, or whose sizes are unknown, stay.
     Idempotent: convolutions in blocked channels are left alone.
@@ -61,6 +71,10 @@ class BlockChannelsPass(ir.passes.InPlacePass):
         super().__init__()
         self._block = block
         self._batch = batch
+
+    def requires(self, model: ir.Model) -> None:
+        """Check the opset."""
+        require_opset(model, 13)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Go through the main graph in the order of execution."""
@@ -131,7 +145,12 @@ class _Work:
             shape = known_shape(image)
             assert shape is not None
             assert isinstance(shape[1], int)
-            back = from_blocked(ops, self._blocked[image], shape[1])
+            blocked = self._blocked[image]
+            if image.dtype in (None, ir.DataType.FLOAT):
+                back = from_blocked(ops, blocked, shape[1])
+            else:
+                back = from_blocked(ops, ops.cast(blocked), shape[1])
+                back = ops.Cast(back, to=int(image.dtype))
             back.shape, back.type = image.shape, image.type
             self._plain[image] = back
         return self._plain[image]
@@ -146,6 +165,7 @@ class _Work:
     ) -> None:
         """An image of the old graph is computed in blocked channels from now on."""
         image.shape = ir.Shape(shape)
+        image.type = image.type or ir.TensorType(ir.DataType.FLOAT)
         self._blocked[image] = blocked
         self._native.add(image)
 
@@ -173,9 +193,11 @@ class _Work:
         conv = Convolution.of(node, image, weight)
         if conv is None or not conv.fits(self._block):
             return False
-        d_image, d_weight, d_bias = (*node.outputs, None, None)[:3]
+        d_image, d_weight, d_bias = _wanted(node)
+        if d_image is None and d_bias is None and not conv.weight_gradient_fits(self._batch):
+            return False
         results: dict[ir.Value, ir.Value] = {}
-        if d_image is not None and d_image.name:
+        if d_image is not None:
             if not conv.input_gradient_fits(self._block):
                 return False
             shape = known_shape(image)
@@ -183,13 +205,14 @@ class _Work:
             d_blocked = self._as_blocked(gradient, ops)
             result = blocked_input_gradient(ops, d_blocked, weight, conv, self._block)
             self._computed(d_image, result, shape)
-        if d_weight is not None and d_weight.name:
+        if d_weight is not None:
             results[d_weight] = self._weight_gradient(node, ops, conv)
-        if d_bias is not None and d_bias.name:
+        if d_bias is not None:
             d_blocked = self._as_blocked(gradient, ops)
             results[d_bias] = blocked_bias_gradient(ops, d_blocked, conv, self._block)
         for old, new in results.items():
             new.shape, new.type = old.shape, old.type
+            old.name, new.name = f"{old.name}.unblocked", old.name
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         return True
 
@@ -217,10 +240,12 @@ class _Work:
         if len(shapes) != 1 or len(next(iter(shapes))) != _IMAGE:
             return False
         (shape,) = shapes
-        if node.op_type == "Relu" and self._fuse_relu(node, shape):
+        if self._fuse_activation(node, shape):
             return True
-        if any(
-            image.dtype is ir.DataType.BOOL for image in images if image not in self._native
+        if node.outputs[0].dtype not in _EXACT or any(
+            image.dtype is not ir.DataType.FLOAT
+            for image in images
+            if image not in self._native
         ):
             return False
         operands = [self._as_blocked(v, ops) if v in images else v for v in node.inputs]
@@ -228,19 +253,41 @@ class _Work:
         self._computed(node.outputs[0], result, shape)
         return True
 
-    def _fuse_relu(self, node: ir.Node, shape: Sequence[int | str]) -> bool:
+    def _fuse_activation(self, node: ir.Node, shape: Sequence[int | str]) -> bool:
         """Let the convolution in front compute it, if nothing else reads that."""
-        (image,) = node.inputs
-        assert image is not None
+        image = node.inputs[0]
+        parameters = _parameters(node)
+        if parameters is None or image is None or image not in self._native:
+            return False
         blocked = self._blocked[image]
         maker = blocked.producer()
-        if maker is None or maker.op_type != "Conv" or len(image.uses()) > 1:
+        if maker is None or maker.op_type != "Conv" or "activation" in maker.attributes:
             return False
-        if blocked.uses() or image.is_graph_output():
+        if blocked.uses() or len(image.uses()) > 1 or image.is_graph_output():
             return False
-        maker.attributes["activation"] = ir.AttrString("activation", "Relu")
+        maker.attributes["activation"] = ir.AttrString("activation", node.op_type)
+        if parameters:
+            maker.attributes["activation_params"] = ir.AttrFloat32s(
+                "activation_params", parameters
+            )
         self._computed(node.outputs[0], blocked, shape)
         return True
+
+
+def _wanted(node: ir.Node) -> list[ir.Value | None]:
+    """Those of the three gradients of a convolution that are read."""
+    values = [value if value.name else None for value in node.outputs]
+    return [*values, None, None][:3]
+
+
+def _parameters(node: ir.Node) -> list[float] | None:
+    """Those of an activation that a convolution can compute; None if it cannot."""
+    if is_standard(node, "Relu"):
+        return []
+    bounds = [constant_of(value) for value in node.inputs[1:]]
+    if not is_standard(node, "Clip") or len(bounds) != 2 or None in bounds:
+        return None
+    return [float(bound.item()) for bound in bounds if bound is not None]
 
 
 def _is_number(value: ir.Value) -> bool:

@@ -2,7 +2,13 @@
 
 import onnx_ir as ir
 
-from onnx_fliqs.passes._graph import formula_for, is_standard, only_reader, replace_node
+from onnx_fliqs.passes._graph import (
+    formula_for,
+    is_standard,
+    only_reader,
+    replace_node,
+    require_opset,
+)
 
 __all__ = ["MergeMasksPass"]
 
@@ -16,11 +22,15 @@ class MergeMasksPass(ir.passes.InPlacePass):
     Gradients of a site behind a Relu look like that. Bytes become floats in a third of the
     time that truth values take; of a Cast after a Cast, ONNX Runtime would make one again.
 
-    Requires: nothing.
+    Requires: opset 13.
     Ensures: no float is made of a truth value directly; no product with a mask is used only by
         another one; outputs and signature are unchanged.
     Idempotent: what is merged is left alone.
     """
+
+    def requires(self, model: ir.Model) -> None:
+        """Check the opset."""
+        require_opset(model, 13)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Go through the main graph."""

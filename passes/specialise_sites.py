@@ -29,7 +29,7 @@ class SpecialiseSitesPass(ir.passes.InPlacePass):
     After:   x_q = onnx_fliqs.SearchByteQDQ (x, scale, lo, hi)
              y_q = onnx_fliqs.SearchPositiveQDQ (y, scale, lo, hi, factor, least)
 
-    Requires: a model after ``InsertSearchSitesPass``; the sites of bytes have one scale.
+    Requires: a model after ``InsertSearchSitesPass``; the named sites have one scale.
     Ensures: the same outputs while the codes of the sites of bytes are those of integers of at
         most 8 bits, and nothing negative reaches the positive ones; the same signature.
     Idempotent: sites that are special already are left alone.

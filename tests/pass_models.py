@@ -953,6 +953,45 @@ CASES: dict[str, Case] = {
         constants={"axes": [2, 3]},
         ops=["ConvTranspose", "Relu", "ConvTranspose", "GlobalAveragePool", "Conv"],
     ),
+    "whole_blocks_of_channels": Case(
+        text="""g (float[N,16,6,6] x) => (float[N,16,6,6] y, float[N,16,1,1] z) {
+            a = Conv (x, w, b)
+            r = Relu (a)
+            d = Conv <pads = [1, 1, 1, 1], group = 16> (r, v)
+            s = Add (d, r)
+            y = Relu (s)
+            z = GlobalAveragePool (y) }""",
+        weights={"w": (16, 16, 1, 1), "b": (16,), "v": (16, 1, 3, 3)},
+        ops=["Conv", "Relu", "Conv", "Add", "Relu", "GlobalAveragePool"],
+    ),
+    "masks": Case(
+        text="""g (float[N,4] x, float[N,4] t) => (float[N,4] y, float[N,4] z) {
+            p = Greater (x, zero)
+            m = Cast <to = 1> (p)
+            q = Less (t, one)
+            n = Cast <to = 1> (q)
+            r = Less (x, one)
+            o = Cast <to = 1> (r)
+            a = Mul (t, m)
+            b = Mul (n, a)
+            y = Mul (b, o)
+            z = Add (x, m) }""",
+        constants={"zero": 0.0, "one": 1.0},
+        ops=["Greater", "Cast", "Less", "Cast", "Less", "Cast", "Mul", "Mul", "Mul", "Add"],
+    ),
+    "masks_that_two_see_or_that_are_broadcast": Case(
+        text="""g (float[N,4] x, float[4] t) => (float[N,4] y, float[N,4] a) {
+            p = Greater (x, zero)
+            m = Cast <to = 1> (p)
+            q = Less (t, one)
+            n = Cast <to = 1> (q)
+            a = Mul (x, m)
+            b = Mul (a, m)
+            c = Mul (b, n)
+            y = Mul (m, c) }""",
+        constants={"zero": 0.0, "one": 1.0},
+        ops=["Greater", "Cast", "Less", "Cast", *["Mul"] * 4],
+    ),
 }
 
 # Models with layers, in which sites are found, inserted and lowered.

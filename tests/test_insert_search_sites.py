@@ -12,12 +12,20 @@ from onnx_fliqs.passes.insert_search_sites import (
     SITE_KEY,
     InsertSearchSitesPass,
 )
+from onnx_fliqs.passes.specialise_sites import SpecialiseSitesPass
 from onnx_fliqs.precision import parse_space
-from onnx_fliqs.site_functions import ANY_SITE, DOMAIN, INTEGER_SITE
+from onnx_fliqs.signs import positive_sites
+from onnx_fliqs.site_functions import (
+    ANY_SITE,
+    BYTE_SITE,
+    DOMAIN,
+    INTEGER_SITE,
+    POSITIVE_SITE,
+)
 from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.targets import TARGETS
 from pass_models import LAYERED
-from support import calibrated_case, check_pass, on_targets, ops, random_feeds, run
+from support import calibrated, calibrated_case, check_pass, on_targets, ops, random_feeds, run
 
 CASES = pytest.mark.parametrize("case", LAYERED)
 ON_TARGETS = pytest.mark.parametrize(("case", "target"), on_targets(LAYERED))
@@ -163,3 +171,63 @@ def test_a_site_for_a_node_that_is_not_there_is_refused() -> None:
     _, space = found("conv_relu_conv", "generic")
     with pytest.raises(ir.passes.PreconditionError, match="'c1', which the graph lacks"):
         InsertSearchSitesPass(space)(canonical)
+
+
+# -- special sites --------------------------------------------------------------------------
+
+
+_SOME = ("conv_relu_conv", "depthwise_and_grouped", "gemms", "layers_in_a_branch")
+
+
+@pytest.mark.parametrize("formats", ["int4,int8", "e4m3,int8,float32"])
+@pytest.mark.parametrize("case", _SOME)
+def test_special_sites_compute_the_same_bits(case: str, formats: str) -> None:
+    prepared = calibrated(LAYERED[case].build(), "generic", parse_space(formats))
+    space = prepared.space
+    positive = positive_sites(prepared.canonical, space)
+    pass_ = SpecialiseSitesPass(space.byte_sites, positive)
+    for seed in range(2):
+        searchable = prepared.searchable(prepared.random_mix(seed))
+        plain = site_nodes(searchable)
+        after = site_nodes(check_pass(pass_, searchable))
+        assert set(after) == set(plain)
+        for name, node in after.items():
+            usual = plain[name].op_type
+            special = {
+                name in positive and usual == ANY_SITE: POSITIVE_SITE,
+                name in space.byte_sites: BYTE_SITE,
+            }
+            inside = plain[name].graph is not searchable.graph
+            assert node.op_type == (usual if inside else special.get(True, usual))
+
+
+@pytest.mark.parametrize(
+    ("case", "target"), on_targets({"conv_relu_conv": LAYERED["conv_relu_conv"]})
+)
+def test_special_sites_compute_the_same_bits_for_every_target(case: str, target: str) -> None:
+    canonical, space = found(case, target)
+    formats = ",".join(p.name for p in space.precisions if p.name != "float32")
+    prepared = calibrated(LAYERED[case].build(), target, parse_space(formats))
+    pass_ = SpecialiseSitesPass(
+        prepared.space.byte_sites, positive_sites(canonical, prepared.space)
+    )
+    searchable = prepared.searchable(prepared.random_mix(1))
+    check_pass(pass_, searchable)
+
+
+def test_a_space_of_bytes_has_sites_of_bytes_and_others_have_positive_ones() -> None:
+    canonical, space = found("conv_relu_conv", "generic", "int4,int8")
+    assert {space.site[name].tensor for name in space.byte_sites} == {"x", "r"}
+    for formats in ("int8,float32", "int16", "int8,e4m3"):
+        assert not found("conv_relu_conv", "generic", formats)[1].byte_sites
+    canonical, space = found("conv_relu_conv", "generic", "int8,e4m3")
+    InsertSearchSitesPass(space)(canonical)
+    SpecialiseSitesPass(space.byte_sites, positive_sites(canonical, space))(canonical)
+    used = {node.inputs[0].name: node.op_type for node in site_nodes(canonical).values()}  # type: ignore[union-attr]
+    assert {name for name, kind in used.items() if kind == POSITIVE_SITE} == {"r"}
+
+
+def test_names_of_sites_that_are_not_there_change_nothing() -> None:
+    canonical, space = found("conv_relu_conv", "generic", "int4,int8")
+    InsertSearchSitesPass(space)(canonical)
+    assert not SpecialiseSitesPass(["nothing"], ["r"])(canonical).modified

@@ -12,8 +12,10 @@ import onnx_ir as ir
 import pytest
 
 from onnx_fliqs.errors import UnsupportedError
+from onnx_fliqs.kernels import block_of_channels
 from onnx_fliqs.objective import LossKind, LossTerm
 from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
+from onnx_fliqs.passes.block_channels import BlockChannelsPass
 from onnx_fliqs.passes.compute_in_float32 import ComputeInFloat32Pass
 from onnx_fliqs.passes.convert_opset import ConvertOpsetPass
 from onnx_fliqs.passes.dequantize_after_gather import DequantizeAfterGatherPass
@@ -34,6 +36,7 @@ from onnx_fliqs.passes.lower_contrib_operators import LowerContribOperatorsPass
 from onnx_fliqs.passes.lower_einsum import LowerEinsumPass
 from onnx_fliqs.passes.lower_for_gradient import LowerForGradientPass
 from onnx_fliqs.passes.lower_opset import LowerOpsetPass
+from onnx_fliqs.passes.merge_masks import MergeMasksPass
 from onnx_fliqs.passes.name_everything import NameEverythingPass
 from onnx_fliqs.passes.pad_codes import PadCodesPass
 from onnx_fliqs.passes.prefer_integer_operators import PreferIntegerOperatorsPass
@@ -45,12 +48,14 @@ from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
 from onnx_fliqs.passes.resolve_auto_padding import ResolveAutoPaddingPass
 from onnx_fliqs.passes.separate_biases import SeparateBiasesPass
 from onnx_fliqs.passes.simplify_gemm import SimplifyGemmPass
+from onnx_fliqs.passes.specialise_sites import SpecialiseSitesPass
 from onnx_fliqs.passes.spell_out_windows import SpellOutWindowsPass
 from onnx_fliqs.passes.transpose_compressed_weights import TransposeCompressedWeightsPass
 from pass_models import CASES
 from support import check_pass, model, random_feeds, run
 
 PASSES = (
+    BlockChannelsPass(block_of_channels(), batch=2),
     ComputeInFloat32Pass(),
     ConvertOpsetPass(target=21),
     HoistInitializersPass(),
@@ -60,6 +65,7 @@ PASSES = (
     DequantizeAfterGatherPass(),
     FoldBatchNormalizationPass(),
     LowerBatchNormalizationPass(),
+    MergeMasksPass(),
     NameEverythingPass(),
     RemoveDropoutPass(),
     RemoveIdentitiesPass(),
@@ -80,12 +86,14 @@ PASSES = (
     PadCodesPass(),
     PreferIntegerOperatorsPass(),
     SimplifyGemmPass(),
+    SpecialiseSitesPass(["x"], ["y"]),
     SpellOutWindowsPass(),
     TransposeCompressedWeightsPass(),
 )
 # Folding multiplies before the sum what the original multiplies after it; another opset may
 # have another kernel.
 ROUNDED = {
+    "BlockChannelsPass",
     "ComputeInFloat32Pass",
     *("ConvertOpsetPass", "LowerContribOperatorsPass", "LowerEinsumPass"),
     "LowerForGradientPass",

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -305,3 +306,61 @@ def test_building_a_gradient_prints_nothing(capfd: pytest.CaptureFixture[str]) -
     outputs = onnx.load_from_string(builder.get_model()).graph.output
     assert "w_grad" in {output.name for output in outputs}
     assert capfd.readouterr() == ("", "")
+
+
+# -- quantized operators --------------------------------------------------------------------
+
+# A searchable site that two read: its scale is fed.
+SITE = """<ir_version: 10, opset_import: ["" : 21]>
+g (float[N,16,4,4] x, float[16,16,1,1] w, float s, uint8 z)
+    => (float[N,16,4,4] y, float[N,16,4,4] t) {
+    q = QuantizeLinear (x, s, z)
+    d = DequantizeLinear (q, s, z)
+    a = Relu (d)
+    y = Conv (a, w)
+    b = MaxPool <kernel_shape = [1, 1]> (d)
+    t = Mul (d, b)
+}"""
+
+
+def optimised(
+    text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, fuse: bool
+) -> list[str]:
+    """The operators of the graph that ONNX Runtime really runs."""
+    written = folder / f"{fuse}.onnx"
+
+    def options() -> Any:
+        made = quiet_options()
+        made.optimized_model_filepath = str(written)
+        return made
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "quiet_options", options)
+        make_session(onnx.parser.parse_model(text), threads=1, fuse_quantized=fuse)
+    return [node.op_type for node in onnx.load(written).graph.node]
+
+
+def test_a_site_is_dequantized_once_for_all_its_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apart = optimised(SITE, tmp_path, monkeypatch, fuse=False)
+    assert apart.count("QuantizeLinear") == apart.count("DequantizeLinear") == 1
+    # What that saves: looking for integer operators, the runtime copies it for each reader.
+    fused = optimised(SITE, tmp_path, monkeypatch, fuse=True)
+    assert fused.count("DequantizeLinear") > 1
+
+
+def test_quantized_operators_are_fused_unless_that_is_unwanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 20]>
+    g (uint8[N,4] x, uint8[4,3] w) => (uint8[N,3] y) {
+        s = Constant <value = float {0.5}> ()
+        z = Constant <value = uint8 {3}> ()
+        a = DequantizeLinear (x, s, z)
+        b = DequantizeLinear (w, s, z)
+        c = MatMul (a, b)
+        y = QuantizeLinear (c, s, z)
+    }"""
+    assert optimised(text, tmp_path, monkeypatch, fuse=True) == ["QLinearMatMul"]
+    assert "MatMul" in optimised(text, tmp_path, monkeypatch, fuse=False)

@@ -1,10 +1,12 @@
 """What is never negative, beside the cases of ``test_find_layers``."""
 
+from dataclasses import replace
+
 import pytest
 
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.passes.canonicalise import canonicalise
-from onnx_fliqs.signs import mark_unsigned
+from onnx_fliqs.signs import mark_unsigned, positive_sites
 from onnx_fliqs.targets import TARGETS
 from support import PRECISIONS, model
 
@@ -75,3 +77,17 @@ def test_sites_of_one_scale_are_all_unsigned_or_none() -> None:
         marked = mark_unsigned(plain, space, inputs)
         signs = {s.tensor: s.negative == 0 for s in marked.sites if not s.is_weight}
         assert signs == {t: t in unsigned for t in ("x", "a", "r", "p", "t", "u", "y", "z")}
+
+
+def test_what_was_not_negative_in_a_sample_may_be_so_later() -> None:
+    built = model(
+        """g (float[N,4] x) => (float[N,4] y) {
+            [a] h = MatMul (x, w)
+            r = Relu (h)
+            [b] y = MatMul (r, v) }""",
+        weights={"w": (4, 4), "v": (4, 4)},
+    )
+    plain = canonicalise(built)
+    space = find_layers(plain, TARGETS["generic"], [PRECISIONS["e4m3"]])
+    space = replace(space, sites=tuple(replace(site, negative=0.0) for site in space.sites))
+    assert {space.site[name].tensor for name in positive_sites(plain, space)} == {"r"}

@@ -19,15 +19,19 @@ from onnx_fliqs.formats import (
     IntFormat,
     fake_quantize,
     grid_code,
+    unsigned_variant,
 )
 from onnx_fliqs.gradient import GRADIENT, build_gradient
 from onnx_fliqs.precision import PrecisionMap, parse_precision, parse_space
 from onnx_fliqs.site_functions import (
     ANY_CODES,
     ANY_SITE,
+    BYTE_CODES,
+    BYTE_SITE,
     DOMAIN,
     INTEGER_CODES,
     INTEGER_SITE,
+    POSITIVE_SITE,
     site_function,
 )
 from onnx_fliqs.sites import Layer, SearchSpace, Site
@@ -35,21 +39,33 @@ from support import PRECISIONS, f32, model, session
 
 Array = npt.NDArray[np.float32]
 
-FIELDS = {ANY_SITE: ANY_CODES, INTEGER_SITE: INTEGER_CODES}
+FIELDS = {
+    ANY_SITE: ANY_CODES,
+    INTEGER_SITE: INTEGER_CODES,
+    BYTE_SITE: BYTE_CODES,
+    POSITIVE_SITE: ANY_CODES,
+}
 EVERY = list(FORMATS.values())
 INTEGERS = [f for f in EVERY if isinstance(f, IntFormat) or f.name == "float32"]
 PAIRS = [(ANY_SITE, f) for f in EVERY] + [(INTEGER_SITE, f) for f in INTEGERS]
 IDS = [f"{function}-{fmt.name}" for function, fmt in PAIRS]
+BYTES: list[Format] = [f for f in EVERY if isinstance(f, IntFormat) and f.bits <= 8]
+BYTES += [
+    unsigned_variant(FORMATS[f"int{b}"], share) for b in (2, 4, 8) for share in (0.15, 1)
+]
+_ONE_SCALE = (BYTE_SITE, POSITIVE_SITE)
+EVERY_POSITIVE = [*EVERY, unsigned_variant(FORMATS["int8"], 0.15)]
 BOTH_SITES = pytest.mark.parametrize(("function", "fmt"), PAIRS, ids=IDS)
 _HEADER = '<ir_version: 10, opset_import: ["" : 21, "onnx_fliqs" : 1]>'
 
 
 def site_model(function: str) -> ir.Model:
-    """One site of a [rows, columns] value, with a scale per row."""
+    """One site of a [rows, columns] value, with a scale per row, or with one."""
+    scale = "float" if function in _ONE_SCALE else "float[S,1]"
     codes = ", ".join(f"float {name}" for name in FIELDS[function])
     names = ", ".join(FIELDS[function])
     built = model(
-        f"""g (float[R,C] x, float[S,1] scale, {codes}) => (float[R,C] y) {{
+        f"""g (float[R,C] x, {scale} scale, {codes}) => (float[R,C] y) {{
             y = onnx_fliqs.{function} (x, scale, {names}) }}""",
         header=_HEADER,
     )
@@ -68,12 +84,16 @@ def site_session(function: str, level: str) -> ort.InferenceSession:
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
+def _shaped(scale: Array, function: str) -> Array:
+    return np.reshape(scale, () if function in _ONE_SCALE else (-1, 1))
+
+
 def in_runtime(x: Array, scale: Array, function: str, fmt: Format, level: str) -> Array:
     """Quantize rows with their scales, in ONNX Runtime."""
     code = grid_code(fmt)._asdict()
     feeds = {name: np.array(code[name], np.float32) for name in FIELDS[function]}
-    shaped = scale.reshape(-1, 1)
-    result = site_session(function, level).run(None, {"x": x, "scale": shaped, **feeds})[0]
+    feeds["scale"] = _shaped(scale, function)
+    result = site_session(function, level).run(None, {"x": x, **feeds})[0]
     return np.asarray(result)
 
 
@@ -103,6 +123,30 @@ def test_a_site_computes_the_reference_bit_for_bit(
     np.testing.assert_array_equal(in_runtime(x, scale, function, fmt, level), expected)
 
 
+@pytest.mark.parametrize("level", ["none", "default"])
+@pytest.mark.parametrize("fmt", BYTES, ids=lambda fmt: fmt.name)
+def test_a_site_of_bytes_computes_the_reference_bit_for_bit(fmt: Format, level: str) -> None:
+    for scale in f32([1.0, 0.037, 2.7e-4, 811.0]):
+        x = interesting(fmt)[None, :] * scale
+        x = np.append(x, f32([[np.inf, -np.inf]]), axis=1)
+        expected = fake_quantize(x, scale, fmt)
+        np.testing.assert_array_equal(
+            in_runtime(x, np.array(scale), BYTE_SITE, fmt, level), expected
+        )
+
+
+@pytest.mark.parametrize("level", ["none", "default"])
+@pytest.mark.parametrize("fmt", EVERY_POSITIVE, ids=lambda fmt: fmt.name)
+def test_a_site_of_what_is_never_negative_computes_the_reference_bit_for_bit(
+    fmt: Format, level: str
+) -> None:
+    for scale in f32([1.0, 0.037, 2.7e-4, 811.0]):
+        x = np.abs(interesting(fmt))[None, :].clip(max=1e30) * scale
+        expected = fake_quantize(x, scale, fmt)
+        found = in_runtime(x, np.array(scale), POSITIVE_SITE, fmt, level)
+        np.testing.assert_array_equal(found, expected)
+
+
 _FINITE = st.floats(-(2.0**66), 2.0**66, width=32)
 
 
@@ -123,16 +167,40 @@ def test_each_channel_is_quantized_with_its_own_scale(
         np.testing.assert_array_equal(in_runtime(rows, scale, function, fmt, "none"), expected)
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    x=st.lists(_FINITE, min_size=3, max_size=3),
+    exponent=st.floats(-39, 30),  # scales are at least 1e-12
+    share=st.floats(0, 1),
+)
+def test_bytes_of_any_scale_and_zero_point_are_the_reference(
+    x: list[float], exponent: float, share: float
+) -> None:
+    scale = np.exp2(f32(exponent))
+    row = f32(x)[None, :]
+    row = np.concatenate([row, row % 400 * scale, (row % 256 + 0.5) * scale], axis=1)
+    for bits in range(2, 9):
+        fmt = unsigned_variant(FORMATS[f"int{bits}"], share)
+        expected = fake_quantize(row, scale, fmt)
+        np.testing.assert_array_equal(
+            in_runtime(row, np.array(scale), BYTE_SITE, fmt, "none"), expected
+        )
+
+
 def test_a_tensor_of_zeros_and_the_least_scale_give_zeros() -> None:
     zeros = np.zeros((1, 3), np.float32)
     scale = f32([1e-12])
     for function, fmt in PAIRS:
         assert not in_runtime(zeros, scale, function, fmt, "none").any()
+    for fmt in BYTES:
+        assert not in_runtime(zeros, scale, BYTE_SITE, fmt, "none").any()
+    for fmt in EVERY_POSITIVE:
+        assert not in_runtime(zeros, scale, POSITIVE_SITE, fmt, "none").any()
 
 
 def test_the_name_of_a_code_says_which_number_it_is() -> None:
     assert GridCode._fields == ANY_CODES
-    assert set(INTEGER_CODES) < set(ANY_CODES)
+    assert set(BYTE_CODES) < set(INTEGER_CODES) < set(ANY_CODES)
     for name, fields in FIELDS.items():
         function = site_function(name)
         assert [value.name for value in function.inputs] == ["x", "scale", *fields]
@@ -165,7 +233,8 @@ def gradient_session(function: str) -> ort.InferenceSession:
 def gradient(x: Array, scale: Array, weights: Array, function: str, fmt: Format) -> Array:
     code = grid_code(fmt)._asdict()
     feeds = {name: np.array(code[name], np.float32) for name in FIELDS[function]}
-    feeds |= {"x": x, "scale": scale.reshape(-1, 1), "weights": weights}
+    feeds["scale"] = _shaped(scale, function)
+    feeds |= {"x": x, "weights": weights}
     return np.asarray(gradient_session(function).run([GRADIENT], feeds)[0]).reshape(x.shape)
 
 
@@ -182,6 +251,51 @@ def test_the_gradient_passes_inside_the_clipping_range_and_nowhere_else(
     t = x / scale[:, None]
     expected = np.where((t >= code.lo) & (t <= code.hi), weights, 0)
     np.testing.assert_array_equal(gradient(x, scale, weights, function, fmt), expected)
+
+
+@pytest.mark.parametrize("fmt", BYTES, ids=lambda fmt: fmt.name)
+def test_the_gradient_of_bytes_passes_inside_the_clipping_range(fmt: Format) -> None:
+    rng = np.random.default_rng(2)
+    code = grid_code(fmt)
+    for scale in f32([1.0, 0.037, 811.0]):
+        ends = f32([code.lo, code.hi]) * scale
+        reach = max(fmt.max, -fmt.min) * scale
+        x = rng.uniform(-2 * reach, 2 * reach, (1, 256)).astype(np.float32)
+        x = np.concatenate([x, ends[None, :], f32([[0.0, np.inf, -np.inf]])], axis=1)
+        weights = rng.standard_normal(x.shape).astype(np.float32)
+        expected = np.where((x >= ends[0]) & (x <= ends[1]), weights, 0)
+        found = gradient(x, f32(scale), weights, BYTE_SITE, fmt)
+        np.testing.assert_array_equal(found, expected)
+        # The rule of the other sites, but for the last bit at the ends.
+        inner = np.delete(x, [256, 257], axis=1)
+        t = inner / scale
+        rule = np.where((t >= code.lo) & (t <= code.hi), np.delete(weights, [256, 257], 1), 0)
+        np.testing.assert_array_equal(np.delete(found, [256, 257], axis=1), rule)
+
+
+@pytest.mark.parametrize("fmt", EVERY_POSITIVE, ids=lambda fmt: fmt.name)
+def test_the_gradient_of_what_is_never_negative_passes_up_to_the_end(fmt: Format) -> None:
+    rng = np.random.default_rng(3)
+    end = min(fmt.max, 1e30)
+    for scale in f32([0.5, 2.0]):
+        x = (rng.uniform(0, 2 * end, (2, 256)) * scale).astype(np.float32)
+        x[:, 0] = 0
+        weights = rng.standard_normal(x.shape).astype(np.float32)
+        expected = np.where(x / scale <= grid_code(fmt).hi, weights, 0)
+        np.testing.assert_array_equal(
+            gradient(x, np.array(scale), weights, POSITIVE_SITE, fmt), expected
+        )
+
+
+@BOTH_SITES
+def test_the_value_that_the_scale_was_taken_from_keeps_its_gradient(
+    function: str, fmt: Format
+) -> None:
+    # Divided by its scale, it may round to a number just above the largest.
+    largest = np.random.default_rng(4).uniform(0.1, 10, (512, 1)).astype(np.float32)
+    scale = (largest[:, 0] / np.float32(min(fmt.max, 1e30))).astype(np.float32)
+    ones = np.ones_like(largest)
+    np.testing.assert_array_equal(gradient(largest, scale, ones, function, fmt), ones)
 
 
 @pytest.mark.parametrize("bound", ["lo", "hi"])

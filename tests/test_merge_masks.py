@@ -1,0 +1,54 @@
+"""Products with masks are merged, and truth values become floats by way of bytes."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from onnx_fliqs.passes.merge_masks import MergeMasksPass
+from pass_models import CASES
+from support import check_pass, model, ops, run
+from test_passes_contract import with_shapes
+
+
+def merged(text: str) -> ir.Model:
+    built = model(f"g (float[N,4] x, float[4] t) => (float[N,4] y) {{ {text} }}")
+    return check_pass(MergeMasksPass(), with_shapes(built))
+
+
+def test_products_with_masks_of_one_shape_become_one() -> None:
+    after = check_pass(MergeMasksPass(), with_shapes(CASES["masks"].build()))
+    # The mask that an Add reads as well becomes a number for it alone.
+    kept = ir.passes.common.RemoveUnusedNodesPass()(after).model
+    expected = ["Mul", "Add", *["Less"] * 2, "Greater", *["And"] * 2]
+    found = [op for op in ops(kept) if op not in ("Constant", "Cast", "DequantizeLinear")]
+    assert sorted(found) == sorted(expected)
+    assert ops(kept).count("DequantizeLinear") == 2
+
+
+def test_masks_of_other_shapes_or_with_other_readers_stay() -> None:
+    case = CASES["masks_that_two_see_or_that_are_broadcast"].build()
+    after = check_pass(MergeMasksPass(), with_shapes(case))
+    assert ops(after).count("Mul") == 4
+    assert "And" not in ops(after)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Not a truth value; not a float; no mask at all.
+        "i = Cast <to = 6> (x) m = Cast <to = 1> (i) a = Mul (x, m) y = Mul (a, m)",
+        "p = Cast <to = 9> (x) d = Cast <to = 11> (p) y = Cast <to = 1> (d)",
+        "a = Mul (x, t) y = Mul (a, t)",
+    ],
+)
+def test_what_is_no_mask_stays(text: str) -> None:
+    after = merged(text)
+    assert ops(after) == [word for word in text.split() if word in ("Cast", "Mul")]
+
+
+def test_a_mask_of_what_is_not_finite_is_the_same_product() -> None:
+    text = "p = Cast <to = 9> (x) m = Cast <to = 1> (p) a = Mul (x, m) y = Mul (a, m)"
+    x = np.array([[np.inf, -np.inf, np.nan, -0.0]], np.float32)
+    feeds = {"x": x, "t": x[0]}
+    built = model(f"g (float[N,4] x, float[4] t) => (float[N,4] y) {{ {text} }}")
+    np.testing.assert_array_equal(run(merged(text), feeds)[0], run(built, feeds)[0])
