@@ -5,6 +5,7 @@ format that its deciding layers chose for it. What a choice feeds into the graph
 flat arrays of :class:`SiteValues`.
 """
 
+import itertools
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -293,14 +294,25 @@ class SearchSpace:
     @cached_property
     def choices(self) -> tuple[tuple[Precision, ...], ...]:
         """For each decision, what all of its layers can take, cheapest first."""
-        return tuple(
-            tuple(
-                precision
-                for precision in self.precisions
-                if not any(precision.name in self.layer[name].excluded for name in names)
-            )
-            for names in self.decisions
-        )
+        found = []
+        for names in self.decisions:
+            excluded = frozenset().union(*(self.layer[name].excluded for name in names))
+            taken = [p for p in self.precisions if p.name not in excluded]
+            found.append(tuple(sorted(taken, key=lambda p: self._counted(names, p).order)))
+        return tuple(found)
+
+    def _counted(self, names: Sequence[str], precision: Precision) -> Precision:
+        """What a precision is to some layers: that of the operands which are quantized there.
+
+        Where there are no weights, the activations alone count, and the weights where
+        activations stay float.
+        """
+        layers = [self.layer[name] for name in names]
+        if not any(layer.weights for layer in layers):
+            return Precision(precision.activations, precision.activations)
+        if all(layer.weight_only for layer in layers):
+            return Precision(precision.weights, precision.weights)
+        return precision
 
     @cached_property
     def choices_of(self) -> Mapping[str, tuple[Precision, ...]]:
@@ -314,11 +326,15 @@ class SearchSpace:
     @cached_property
     def as_precise(self) -> tuple[npt.NDArray[np.bool_], ...]:
         """For each decision, [choices, choices]: is the second at least as precise?"""
-        index = {precision: i for i, precision in enumerate(self.precisions)}
+        counted = [
+            [self._counted(names, precision) for precision in choices]
+            for names, choices in zip(self.decisions, self.choices, strict=True)
+        ]
+        every = dict.fromkeys(itertools.chain.from_iterable(counted))
+        index = {precision: i for i, precision in enumerate(every)}
         table = np.array([[b.as_precise_as(a) for b in index] for a in index], np.bool_)
         return tuple(
-            table[np.ix_(rows, rows)]
-            for rows in ([index[p] for p in choices] for choices in self.choices)
+            table[np.ix_(rows, rows)] for rows in ([index[p] for p in row] for row in counted)
         )
 
     @cached_property
@@ -326,25 +342,19 @@ class SearchSpace:
         """For each precision, the choice of every decision that comes closest to it.
 
         That is the precision itself where it is a choice, else the next one with no fewer
-        bits in either operand, else the most precise of all. Where there are no weights, the
-        activations alone count, and the weights where activations stay float.
+        bits in either operand, else the most precise of all.
         """
 
-        def counted(
+        def sizes(
             names: Sequence[str], precision: Precision
         ) -> tuple[tuple[int, int, float, str], int, int]:
-            layers = [self.layer[name] for name in names]
-            weights, activations = precision.weights, precision.activations
-            if not any(layer.weights for layer in layers):
-                weights = activations
-            elif all(layer.weight_only for layer in layers):
-                activations = weights
-            return Precision(weights, activations).order, weights.bits, activations.bits
+            counted = self._counted(names, precision)
+            return counted.order, counted.weights.bits, counted.activations.bits
 
         rows = []
         for names, choices in zip(self.decisions, self.choices, strict=True):
-            offered = [counted(names, precision) for precision in choices]
-            wanted = [counted(names, precision) for precision in self.precisions]
+            offered = [sizes(names, precision) for precision in choices]
+            wanted = [sizes(names, precision) for precision in self.precisions]
             rows.append([_first_as_large(offered, each) for each in wanted])
         return tuple(zip(*rows, strict=True))
 

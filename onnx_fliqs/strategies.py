@@ -117,12 +117,13 @@ def greedy_choices(
         steps = []
         for i, current in enumerate(chosen):
             row = costs[i].reshape(len(costs[i]), -1)
+            saved = (row[current] - row).T[total > 1].sum(axis=0)
             beyond = np.maximum(total - row[current] + row - 1, 0.0).sum(axis=1)
             # With borders, a step may pay only together with a later one.
             able = range(current) if borders else np.flatnonzero(beyond < beyond[current])
             choice = min(reversed(able), key=damage[i].__getitem__, default=None)
             if choice is not None:
-                steps.append((float(damage[i][choice]), float(beyond[choice]), i, int(choice)))
+                steps.append((float(damage[i][choice]), -float(saved[choice]), i, int(choice)))
         if not steps:
             raise InfeasibleError("lowering formats step by step never meets the budget")
         *_, decision, choice = min(steps)

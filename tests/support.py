@@ -31,6 +31,7 @@ from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
 from onnx_fliqs.precision import Precision, PrecisionMap, parse_precision
 from onnx_fliqs.sites import ScaleTable, SearchSpace
+from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.targets import TARGETS, Activations, Target
 
 HEADER = '<ir_version: 10, opset_import: ["" : 21]>'
@@ -46,6 +47,8 @@ PRECISIONS = {
 """Every precision with one format for both operands, by name."""
 SEARCHED = tuple(sorted(PRECISIONS.values(), key=lambda precision: precision.order))
 """The same, cheapest first."""
+STRATEGIES = tuple(strategy for strategy in Strategy if strategy is not Strategy.FIXED)
+"""Those that choose an assignment."""
 
 
 def model(

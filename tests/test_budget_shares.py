@@ -34,6 +34,7 @@ from onnx_fliqs.search_loop import Progress, search
 from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.strategies import Strategy, greedy_choices, random_choices, uniform_choices
 from onnx_fliqs.targets import TARGETS
+from support import STRATEGIES
 
 Vectors = tuple[npt.NDArray[np.float64], ...]
 Problem = tuple[Vectors, Vectors, tuple[Border, ...]]
@@ -304,7 +305,7 @@ def assert_within(result: SearchResult) -> None:
     assert result.cost.weight_bytes / params == pytest.approx(0.6 * used["size"])
 
 
-@pytest.mark.parametrize("strategy", list(Strategy))
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_search_meets_both_budgets(strategy: Strategy) -> None:
     seen: list[Progress] = []
     result = search(

@@ -46,6 +46,7 @@ from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.target_files import parse_target
 from onnx_fliqs.targets import TARGETS
+from support import STRATEGIES
 
 CHAIN = """
 g (float[N,3,8,8] x) => (float[N,4] y) {
@@ -460,7 +461,7 @@ QUICK = SearchConfig(
 )
 
 
-@pytest.mark.parametrize("strategy", list(Strategy))
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("fraction", [0.6, 0.85])
 def test_a_search_meets_a_budget_of_latency(fraction: float, strategy: Strategy) -> None:
     budget = Budget(BudgetKind.LATENCY, fraction)
@@ -479,7 +480,7 @@ def test_a_search_meets_a_budget_of_latency(fraction: float, strategy: Strategy)
     assert result.to_dict()["latency"]["predicted_ms"] == pytest.approx(truth)
 
 
-@pytest.mark.parametrize("strategy", list(Strategy))
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_search_meets_budgets_of_latency_and_of_size(strategy: Strategy) -> None:
     budgets = (Budget(BudgetKind.SIZE, 2.2), Budget(BudgetKind.LATENCY, 0.8))
     config = replace(QUICK, budget=budgets, latency_table=hand_made(), strategy=strategy)

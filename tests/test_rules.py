@@ -33,7 +33,7 @@ from onnx_fliqs.search_loop import search
 from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.target_files import parse_target
-from support import random_feeds, run
+from support import STRATEGIES, random_feeds, run
 
 NETWORK = """g (float[N,4,16] x) => (float[N,5] y) {
     [stem] a = Conv <kernel_shape = [3], pads = [1, 1]> (x, w1)
@@ -211,7 +211,7 @@ def test_a_group_keeps_what_is_the_same_to_some_of_its_layers() -> None:
         [fc] a = MatMul (x, w) [inner] y = MatMul (a, a) }"""
     model = support.model(text, weights={"w": (8, 8)})
     options = {"space": "int4,int4:int8,int8", "model": model}
-    assert choices(space_of(**options))["inner"] == ["int4", "int4:int8"]  # type: ignore[arg-type]
+    assert choices(space_of(**options))["inner"] == ["int4", "int8"]  # type: ignore[arg-type]
     tied = space_of(Rule(layers=("*",), share=True), **options)  # type: ignore[arg-type]
     assert choices(tied)["inner"] == ["int4", "int4:int8", "int8"]
 
@@ -411,7 +411,7 @@ def test_the_documentation_says_what_is_read() -> None:
 ENDS = Rule(positions=("first", "last"), fix="int8")
 
 
-@pytest.mark.parametrize("strategy", list(Strategy))
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_search_follows_rules_within_its_budget(strategy: Strategy) -> None:
     rules = (
         Rule(positions=("first",), fix="float32"),

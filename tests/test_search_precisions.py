@@ -30,7 +30,7 @@ from onnx_fliqs.report import SearchResult
 from onnx_fliqs.search_loop import Progress, search
 from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.targets import TARGETS, Activations, Bias, Placement, Target
-from support import initializer, ops, random_feeds, run
+from support import STRATEGIES, initializer, ops, random_feeds, run
 
 SPACE = "int4g16:float32,int8,int4:int8"
 QUICK = SearchConfig(
@@ -77,7 +77,7 @@ def codes_of(graph: ir.Model) -> dict[str, str]:
 # -- spaces of pairs and groups -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", Strategy)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
     "budget", [Budget(BudgetKind.BITS, 7.0), Budget(BudgetKind.SIZE, 0.8)], ids=str
 )
@@ -174,7 +174,7 @@ APART = replace(QUICK, space="int4,int8", separate=True, budget=Budget(BudgetKin
 PAIRS = {"int4", "int4:int8", "int8:int4", "int8"}
 
 
-@pytest.mark.parametrize("strategy", Strategy)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("method", Method)
 def test_every_strategy_chooses_operands_apart_within_the_budget(
     strategy: Strategy, method: Method
