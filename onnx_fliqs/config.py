@@ -57,7 +57,7 @@ class SearchConfig:
     """Share of the data that is held out for rewards and for the choice of the best."""
     delay: float = 0.2
     """Share of the steps before the policy learns: formats are drawn uniformly."""
-    freeze: float = 0.75
+    freeze: float = 0.5
     """Share of the steps after which the assignment is fixed; the rest trains it alone."""
     draws: int = 4
     """Assignments scored on one held-out batch per step."""
