@@ -59,8 +59,9 @@ def SearchQDQ(x, scale, lo, hi, factor, least):  # type: ignore[no-untyped-def] 
     size = op.Abs(t)
     anchor = op.Max(op.Mul(size, factor), least)
     rounded = op.Sub(anchor, op.Sub(anchor, size))
-    # Sign would take eight times as long as a multiplication, and Where forty times.
-    large = op.Mul(t, op.Constant(value_float=3e38))
+    # Sign would take eight times as long as a multiplication, and Where forty times. What is
+    # below 1e-32 becomes still smaller.
+    large = op.Mul(t, op.Constant(value_float=1e32))
     sign = op.Clip(large, op.Constant(value_float=-1.0), op.Constant(value_float=1.0))
     return op.Mul(op.Mul(rounded, scale), sign)
 

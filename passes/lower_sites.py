@@ -15,6 +15,7 @@ from onnx_fliqs.formats import (
     is_passthrough,
     quantize,
 )
+from onnx_fliqs.passes._graph import constant_of
 from onnx_fliqs.passes._site_lowering import (
     SiteBuilder,
     lower_every_site,
@@ -196,9 +197,14 @@ def _arithmetic(build: SiteBuilder, scale: npt.NDArray[np.float32], fmt: Format)
     function = site_function(node.op_type)
     values: dict[ir.Value | None, ir.Value] = dict(zip(function.inputs, operands, strict=True))
     for inner in function:
-        name = f"{build.site.name}.{inner.outputs[0].name}"
+        (result,) = inner.outputs
+        number = constant_of(result)
+        if number is not None:
+            values[result] = build.constant(str(result.name), number)
+            continue
+        name = f"{build.site.name}.{result.name}"
         copy = ir.node(inner.op_type, [values[v] for v in inner.inputs], name=name)
-        values[inner.outputs[0]] = build.insert(copy)
+        values[result] = build.insert(copy)
     return values[function.outputs[0]]
 
 
