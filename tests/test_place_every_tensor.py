@@ -294,6 +294,14 @@ def test_a_uniform_level_means_the_activations_where_there_are_no_weights() -> N
     assert activations == {name: name.rpartition(":")[2] for name in NAMES}
 
 
+def test_choices_are_in_the_order_of_the_operands_that_a_layer_has() -> None:
+    space = prepared("tokens").space
+    scores = space.decisions.index(("scores",))
+    # Of int8 and int4:int16, which have as many bits in all.
+    assert [p.activations.name for p in space.choices[scores]] == ["int8", "int16"]
+    assert space.as_precise[scores].tolist() == [[True, True], [False, True]]
+
+
 def test_what_only_moves_numbers_keeps_their_scale() -> None:
     known = prepared("convolutions")
     for tensor, source in (("q", "r"), ("m", "j"), ("y", "h")):
