@@ -35,6 +35,9 @@ __all__ = [
 Array: TypeAlias = npt.NDArray[Any]
 Indices: TypeAlias = npt.NDArray[np.int64]
 
+_FEWEST_OBSERVED: Final = 8
+_MOST_OBSERVED: Final = 400_000
+"""Numbers of a batch's inputs, where what lies behind them is kept as well."""
 _LABELS: Final = "labels"
 _ANY_NAME: Final = "x"
 
@@ -131,6 +134,18 @@ class Dataset:
     def fixed_batch(self) -> int | None:
         """The only batch size that the model accepts; None if any will do."""
         return _batch_size(self.specs)
+
+    def batch_within(self, most: int) -> int:
+        """A batch size for runs that keep every tensor inside the model.
+
+        Args:
+            most: For inputs of some thousand numbers; big images are run 8 at a time.
+        """
+        if self.fixed_batch is not None:
+            return self.fixed_batch
+        numbers = sum(math.prod(self.inputs[name].shape[1:]) for name in self._batched)
+        fitting = max(_FEWEST_OBSERVED, _MOST_OBSERVED // max(1, numbers))
+        return min(most, fitting, len(self))
 
     def batch(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Array]:
         """Gather samples, of the inputs' types and contiguous, ready to be fed."""

@@ -164,8 +164,8 @@ def make_batch(dataset: Dataset, indices: npt.NDArray[Any]) -> Batch:
 
 
 def calibration_batches(dataset: Dataset) -> list[Batch]:
-    """At most 256 samples in batches of 32 (or of the size that the model fixes)."""
-    size = dataset.fixed_batch or min(_CALIBRATION_BATCH, len(dataset))
+    """At most 256 samples in batches of 32 or, if they are big, of 8."""
+    size = dataset.batch_within(_CALIBRATION_BATCH)
     count = max(1, min(_CALIBRATION_SAMPLES, len(dataset)) // size)
     return [
         make_batch(dataset, np.arange(i * size, (i + 1) * size) % len(dataset))

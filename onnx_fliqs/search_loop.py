@@ -467,12 +467,15 @@ class _Run:
         )
         names = [site.tensor for site in space.sites if not site.is_weight]
         data = self._setup.train
-        size = data.fixed_batch or min(_EVALUATION_BATCH, len(data))
-        batch = make_batch(data, np.minimum(np.arange(size), len(data) - 1))
-        seen = self._step.observe(
-            state.train, batch, self._values(choices, state.scales), list(dict.fromkeys(names))
+        size = data.batch_within(_EVALUATION_BATCH)
+        count = max(1, min(_EVALUATION_BATCH, len(data)) // size)
+        values, wanted = self._values(choices, state.scales), list(dict.fromkeys(names))
+        rows = np.minimum(np.arange(count * size), len(data) - 1).reshape(count, size)
+        seen = (
+            self._step.observe(state.train, make_batch(data, row), values, wanted)
+            for row in rows
         )
-        samples = sample_values([seen], 1, config.seed)
+        samples = sample_values(seen, count, config.seed)
         latest = activation_scales(space, samples, config.thresholds)
         if config.statistics is Statistics.LATEST or space.power_of_two_scales:
             return latest

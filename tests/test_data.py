@@ -5,6 +5,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -666,3 +667,16 @@ def test_impossible_batches_are_programming_mistakes(
 ) -> None:
     with pytest.raises(ValueError, match=r"^no batch"):
         batch_indices(samples, batch, step, 0)
+
+
+@pytest.mark.parametrize(("side", "size"), [(8, 32), (112, 31), (224, 8), (1000, 8)])
+def test_big_images_are_observed_few_at_a_time(side: int, size: int) -> None:
+    image = np.broadcast_to(np.float32(0), (100, 1, side, side))
+    spec = TensorSpec("x", np.dtype(np.float32), (None, 1, side, side))
+    dataset = Dataset({"x": image}, None, (spec,))
+    assert dataset.batch_within(32) == size
+    assert (
+        replace(dataset, specs=(replace(spec, shape=(4, 1, side, side)),)).batch_within(32)
+        == 4
+    )
+    assert dataset.take(np.arange(3)).batch_within(32) == 3
