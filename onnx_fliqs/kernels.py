@@ -43,7 +43,7 @@ def for_fast_kernels(model: ir.Model, samples: int) -> ir.Model:
     """
     for pass_ in (
         common.InlinePass(),
-        common.ShapeInferencePass(check_type=False, strict_mode=False),
+        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False),
         MergeMasksPass(),
         BlockChannelsPass(block_of_channels(), samples),
     ):
