@@ -1,5 +1,6 @@
 """The settings of a search."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Final
@@ -55,9 +56,13 @@ class SearchConfig:
     """Share of the divergence from the float model in a labelled loss."""
     validation: float = 0.1
     """Share of the data that is held out for rewards and for the choice of the best."""
-    delay: float = 0.2
-    """Share of the steps before the policy learns: formats are drawn uniformly."""
-    freeze: float = 0.5
+    observe: float = 0.5
+    """Critic: rounds of draws that are scored on the float network before anything trains, as
+    a share of the steps; 0 lets it start from distortions alone."""
+    delay: float = 0.0
+    """Share of the steps before the policy learns: formats are drawn uniformly. REINFORCE,
+    which observes nothing before, wants about 0.2 (and ``freeze`` about 0.75)."""
+    freeze: float = 0.3
     """Share of the steps after which the assignment is fixed; the rest trains it alone."""
     draws: int = 4
     """Assignments scored on one held-out batch per step."""
@@ -107,6 +112,8 @@ class SearchConfig:
             raise ConfigError(f"distillation must be in [0, 1], got {self.distillation:g}")
         if not 0 < self.validation < 1:
             raise ConfigError(f"validation must be between 0 and 1, got {self.validation:g}")
+        if not 0 <= self.observe < math.inf:
+            raise ConfigError(f"observe must not be negative, got {self.observe:g}")
         if not 0 <= self.delay <= self.freeze <= 1:
             raise ConfigError("delay and freeze must satisfy 0 <= delay <= freeze <= 1")
 

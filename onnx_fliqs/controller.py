@@ -54,8 +54,11 @@ class Method(enum.Enum):
 class Signal(enum.Enum):
     """What draws are scored by on held-out samples."""
 
+    LOG_LOSS = "log-loss"
+    """The logarithm of the loss that the weights are trained on: what layers add to the loss
+    grows with what the others have added, and a few bad draws must not outweigh all others."""
     LOSS = "loss"
-    """The loss that the weights are trained on."""
+    """The loss itself."""
     ACCURACY = "accuracy"
     """The share of the samples whose class is the label."""
     AGREEMENT = "agreement"
@@ -90,7 +93,7 @@ class ControllerConfig:
     """Settings of the controllers."""
 
     method: Method = Method.CRITIC
-    signal: Signal = Signal.LOSS
+    signal: Signal = Signal.LOG_LOSS
     """What the policy learns from."""
     temperature: float = 0.2
     """Critic: of the policy at the start of the search, in units of the spread of the losses
@@ -127,7 +130,7 @@ class ControllerConfig:
         if not self.beta < 0:
             raise ConfigError(f"beta must be negative, got {self.beta:g}")
         exponential = self.reward in (RewardForm.EXPONENTIAL, RewardForm.HARD_EXPONENTIAL)
-        if exponential and self.signal is Signal.LOSS:
+        if exponential and self.signal in (Signal.LOG_LOSS, Signal.LOSS):
             raise ConfigError(
                 f"the {self.reward.value} reward multiplies a quality that is not negative:"
                 " choose the signal accuracy or agreement"

@@ -1,14 +1,17 @@
 """The one-shot search: weights and policy are trained together, then the policy is fixed.
 
-Three phases, by step:
+Before the first step the critic observes the float network: how much each layer alone adds
+to the loss, and rounds of draws from a policy that cools down. Then three phases, by step:
 
-1. *delay*: formats are drawn uniformly and the weights train; the policy does not learn;
+1. *delay* (none by default): formats are drawn uniformly and the weights train; the policy
+   does not learn;
 2. *search*: formats are drawn from the policy, which learns from the loss of several draws on
    held-out samples and grows deterministic;
 3. *frozen*: the preferred assignment within the budget is fixed, and the weights train on
    it alone. Its best weights on the held-out samples are what is served.
 
-The baselines (see :mod:`~onnx_fliqs.strategies`) have the last phase only.
+The baselines (see :mod:`~onnx_fliqs.strategies`) have the last phase only, and REINFORCE
+observes nothing before the first step.
 
 Everything a step does is a function of its number, the seed and one :class:`SearchState`, so a
 search that continues from a checkpoint ends with the same bytes as one that never stopped.
@@ -52,7 +55,7 @@ from onnx_fliqs.controller import (
     uniform,
 )
 from onnx_fliqs.convergence import Convergence, Evidence, History, doubts
-from onnx_fliqs.cost import CostTable, cost_of
+from onnx_fliqs.cost import cost_of
 from onnx_fliqs.critic import Critic
 from onnx_fliqs.data import Dataset, batch_indices
 from onnx_fliqs.emission import Emitted, emit, ship
@@ -68,6 +71,7 @@ from onnx_fliqs.report import SearchResult, layer_reports
 from onnx_fliqs.runtime import load_training, make_session
 from onnx_fliqs.search_setup import Setup, set_up
 from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
+from onnx_fliqs.sensitivity import measure_sensitivity, with_sensitivity
 from onnx_fliqs.sites import ScaleTable, SiteValues
 from onnx_fliqs.strategies import (
     Strategy,
@@ -78,7 +82,7 @@ from onnx_fliqs.strategies import (
     uniform_choices,
 )
 from onnx_fliqs.thresholds import Statistics
-from onnx_fliqs.train_step import Batch, TrainStep, part_sizes
+from onnx_fliqs.train_step import Batch, TrainState, TrainStep, part_sizes
 from onnx_fliqs.trainability import trainable_parameters
 
 __all__ = ["Phase", "Progress", "search"]
@@ -88,13 +92,18 @@ logger = logging.getLogger(__name__)
 _EVALUATION_BATCH: Final = 64
 _VERIFIED_BATCHES: Final = 2
 _DAMAGE_BATCHES: Final = 4
-"""Held-out batches on which the baselines measure single changes of format."""
+"""Held-out batches on which single changes of format are measured, at most."""
+_COOLED: Final = 0.9
+"""How far the critic's policy has cooled before the first step, as a share: while weights
+train, it should hardly change its mind any more."""
 _EVALUATIONS: Final = 5
 """How often the frozen phase looks for its best weights."""
 _KEPT_SCALE: Final = 0.5
 """Share of the old thresholds in the running ones."""
 _MOST_SKIPPED: Final = 20
 """Steps in a row without a finite gradient after which a search gives up."""
+_LEAST_LOSS: Final = 1e-30
+"""Of which there is a logarithm."""
 _WARM_UP: Final = 20
 _LEAST_RATE: Final = 0.05
 """The learning rate at the end, as a share of the largest."""
@@ -197,7 +206,8 @@ class _Run:
         self._freeze = self._last if searches else 0
         self._look_back = self._freeze - (self._freeze - self._delay) // 4
         self._costs, self._borders = setup.costs, setup.borders
-        self._controller = _controller(setup, self._costs)
+        observes = searches and config.controller.method is Method.CRITIC
+        self._rounds = round(config.observe * config.steps) if observes else 0
         self._uniform = uniform([len(row) for row in self._costs])
         self._parts = _part_sizes(setup.train, config)
         outputs = setup.objective.outputs
@@ -214,19 +224,31 @@ class _Run:
         )
         self._held_out = _batches(setup.held_out, _EVALUATION_BATCH)
         self._teacher = self._without_filling(self._step.teacher_outputs(self._held_out))
+        self._controller = self._make_controller()
 
     def close(self) -> None:
         self._step.close()
 
     def initial(self) -> SearchState:
-        """Before the first step: calibrated thresholds, a uniform policy."""
-        return SearchState(
+        """Before the first step: calibrated thresholds, and what the controller observed."""
+        config = self._setup.config
+        state = SearchState(
             0,
             self._step.initial(),
             self._controller.initial(),
             self._setup.scales,
-            History.empty(self._setup.config.steps),
+            History.empty(config.steps),
         )
+        try:
+            for number in range(self._rounds):
+                policy = self._controller.policy(
+                    state.controller, _COOLED * number / self._rounds
+                )
+                rng = np.random.default_rng([config.seed, number, 1])
+                state, _ = self._learn(state, policy, rng, number)
+        except KeyboardInterrupt:
+            raise InterruptedSearchError("stopped before the first step") from None
+        return state
 
     def loop(
         self, state: SearchState, progress: Callable[[Progress], None] | None
@@ -261,7 +283,7 @@ class _Run:
         state, loss = self._train(state, state.final or sample(policy, rng))
         held_out = math.nan
         if phase is not Phase.FROZEN:
-            state, held_out = self._learn(state, policy, rng)
+            state, held_out = self._learn(state, policy, rng, self._rounds + step)
         state = replace(state, step=step + 1)
         measured = None
         if phase is Phase.FROZEN and self._is_evaluation(state.step):
@@ -293,8 +315,13 @@ class _Run:
         return self._controller.policy(state.controller, self._progress(state.step))
 
     def _progress(self, step: int) -> float:
-        """Time of the search, 0 at the end of the delay to 1 when the policy is fixed."""
-        return (step - self._delay) / max(1, self._freeze - self._delay)
+        """Time of the search, up to 1 when the policy is fixed.
+
+        It starts at the end of the delay: from 0, or from where observation left off.
+        """
+        start = _COOLED if self._rounds else 0.0
+        passed = (step - self._delay) / max(1, self._freeze - self._delay)
+        return start + (1 - start) * passed
 
     def _phase(self, step: int) -> Phase:
         if step >= self._freeze:
@@ -344,12 +371,19 @@ class _Run:
         return config.learning_rate * warm * (_LEAST_RATE + (1 - _LEAST_RATE) * cosine)
 
     def _learn(
-        self, state: SearchState, policy: Policy, rng: np.random.Generator
+        self, state: SearchState, policy: Policy, rng: np.random.Generator, number: int
     ) -> tuple[SearchState, float]:
-        """Score several draws of the policy on one held-out batch; learn from them."""
+        """Score several draws of the policy on one held-out batch; learn from them.
+
+        Args:
+            state: Before.
+            policy: What is drawn from.
+            rng: What draws with.
+            number: Of the held-out batch.
+        """
         config, data = self._setup.config, self._setup.held_out
         size = data.fixed_batch or min(config.held_out_batch, len(data))
-        indices = batch_indices(len(data), size, state.step, config.seed + 1)
+        indices = batch_indices(len(data), size, number, config.seed + 1)
         draws = [sample(policy, rng) for _ in range(config.draws)]
         losses, scores = self._score(state, draws, make_batch(data, indices))
         if state.step < self._delay:
@@ -366,9 +400,11 @@ class _Run:
         """The losses of the draws, and what the controller is told: the less, the better."""
         values = [self._values(draw, state.scales) for draw in draws]
         signal = self._setup.config.controller.signal
-        if signal is Signal.LOSS:
+        if signal in (Signal.LOSS, Signal.LOG_LOSS):
             losses = self._step.losses(state.train, batch, values)
-            return losses, losses
+            if signal is Signal.LOSS:
+                return losses, losses
+            return losses, [math.log(max(loss, _LEAST_LOSS)) for loss in losses]
         metric = Metric(signal.value)
         teacher = self._step.teacher_outputs([batch])
         judged = self._step.judge_each(state.train, batch, values)
@@ -406,18 +442,28 @@ class _Run:
         damage = measure_damage(
             costs,
             self._space.as_precise,
-            lambda candidates: self._damage_losses(state, candidates),
+            lambda candidates: self._damage_losses(
+                candidates, state.train, state.scales, _DAMAGE_BATCHES
+            ),
         )
         choose = greedy_choices if strategy is Strategy.GREEDY else program_choices
         return choose(costs, damage, borders)
 
-    def _damage_losses(self, state: SearchState, candidates: Sequence[Choices]) -> list[float]:
+    def _damage_losses(
+        self,
+        candidates: Sequence[Choices],
+        train: TrainState,
+        scales: ScaleTable,
+        batches: int,
+    ) -> list[float]:
         """Mean losses over the first held-out batches."""
-        values = [self._values(choices, state.scales) for choices in candidates]
-        batches = self._held_out[:_DAMAGE_BATCHES]
-        losses = [self._step.losses(state.train, batch, values) for batch in batches]
-        sizes = [batch.size for batch in batches]
-        return [float(x) for x in np.average(losses, axis=0, weights=sizes)]
+        values = [self._values(choices, scales) for choices in candidates]
+        seen = self._held_out[:batches]
+        losses = [self._step.losses(train, batch, values) for batch in seen]
+        return [
+            float(x)
+            for x in np.average(losses, axis=0, weights=[batch.size for batch in seen])
+        ]
 
     def _measure(self, state: SearchState) -> tuple[SearchState, float, float]:
         """Quality and loss of the fixed assignment on the held-out samples.
@@ -480,6 +526,28 @@ class _Run:
         if config.statistics is Statistics.LATEST or space.power_of_two_scales:
             return latest
         return blended(state.scales, latest, _KEPT_SCALE)
+
+    def _make_controller(self) -> Controller[Any]:
+        """The controller, told what is known of the layers before anything is drawn."""
+        setup, config = self._setup, self._setup.config
+        if config.controller.method is Method.REINFORCE:
+            return Reinforce(self._costs, config.controller)
+        distortions = setup.distortions
+        if self._rounds:
+            # No more samples than the draws are scored on, so that short searches of deep
+            # networks do not consist of this.
+            scored = self._rounds * config.draws * config.held_out_batch
+            enough = scored // ((len(self._costs) + 1) * _EVALUATION_BATCH)
+            batches = min(max(1, enough), _DAMAGE_BATCHES)
+            initial = self._step.initial()
+            sensitivity = measure_sensitivity(
+                self._costs,
+                lambda candidates: self._damage_losses(
+                    candidates, initial, setup.scales, batches
+                ),
+            )
+            distortions = with_sensitivity(distortions, sensitivity)
+        return Critic(self._costs, distortions, config.controller)
 
     # --- checkpoints -----------------------------------------------------------------------
 
@@ -596,13 +664,6 @@ def _rank(quality: float, loss: float, labelled: bool) -> tuple[float, float]:
     """
     merits = (quality, -loss) if labelled else (-loss, quality)
     return tuple(-math.inf if math.isnan(v) else v for v in merits)  # type: ignore[return-value]
-
-
-def _controller(setup: Setup, costs: CostTable) -> Controller[Any]:
-    config = setup.config.controller
-    if config.method is Method.REINFORCE:
-        return Reinforce(costs, config)
-    return Critic(costs, setup.distortions, config)
 
 
 def _part_sizes(data: Dataset, config: SearchConfig) -> list[int]:
