@@ -89,7 +89,8 @@ def _title(value: Any) -> str:
 
 
 def _reinforce(**settings: Any) -> Variant:
-    return Variant(controller={"method": Method.REINFORCE, **settings})
+    """As published: a policy that learns slowly needs more of the steps."""
+    return Variant({"delay": 0.2, "freeze": 0.75}, {"method": Method.REINFORCE, **settings})
 
 
 def _optimizer(kind: Optimizer, *rates: float) -> dict[str, Variant]:
@@ -103,8 +104,14 @@ def _optimizer(kind: Optimizer, *rates: float) -> dict[str, Variant]:
 CHOICES: dict[str, dict[str, Variant]] = {
     "learning rate": _searches("learning_rate", 5e-4, 2e-3, 4e-3),
     "distillation": _searches("distillation", 0.0, 1.0),
-    "delay": _searches("delay", 0.0, 0.1, 0.4),
-    "freeze": _searches("freeze", 0.4, 0.6, 0.9),
+    "observe": {
+        **_searches("observe", 0.0, 0.25, 1.0),
+        "not, but delay and freeze later": Variant(
+            {"observe": 0.0, "delay": 0.2, "freeze": 0.5}
+        ),
+    },
+    "delay": _searches("delay", 0.1, 0.2),
+    "freeze": _searches("freeze", 0.1, 0.2, 0.5),
     "draws": _searches("draws", 2, 8),
     "held-out batch": _searches("held_out_batch", 16, 32, 128),
     "temperature": _controllers("temperature", 0.05, 0.5, 1.0),
@@ -133,7 +140,7 @@ CHOICES: dict[str, dict[str, Variant]] = {
             )
         },
     },
-    "signal": _controllers("signal", Signal.ACCURACY, Signal.AGREEMENT),
+    "signal": _controllers("signal", Signal.LOSS, Signal.ACCURACY, Signal.AGREEMENT),
     "cooling": _controllers("cooling", Schedule.COSINE, Schedule.CONSTANT),
     "thresholds": _searches(
         "thresholds", Thresholds.SHARED, Thresholds.PERCENTILE, Thresholds.MAXIMUM

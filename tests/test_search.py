@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import ControllerConfig, Method
 from onnx_fliqs.cost import Budget, BudgetKind, cost_of
+from onnx_fliqs.critic import Critic, CriticState
 from onnx_fliqs.data import Dataset, input_specs, load_npz
 from onnx_fliqs.errors import (
     ConfigError,
@@ -40,6 +42,7 @@ from onnx_fliqs.search_loop import Phase, Progress, search
 from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.target_files import parse_target
 from onnx_fliqs.targets import TARGETS
+from onnx_fliqs.train_step import TrainState, TrainStep
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "examples" / "digits_cnn.onnx"
@@ -52,6 +55,8 @@ QUICK = SearchConfig(
     batch_size=16,
     held_out_batch=16,
     draws=2,
+    delay=0.2,
+    freeze=0.75,
     refresh=10,
     workers=1,
     seed=3,
@@ -168,7 +173,8 @@ def test_a_search_on_the_example_keeps_its_quality_within_its_budget() -> None:
 def test_every_kind_of_budget_is_met(kind: BudgetKind, value: float) -> None:
     budget = Budget(kind, value)
     result = search(DIGITS, digits(), replace(QUICK, budget=budget))
-    assert 0.98 <= share_of(result, budget, "int-l") <= 1.0
+    # A few per cent are left where what would spend them is predicted to be worse.
+    assert 0.95 <= share_of(result, budget, "int-l") <= 1.0
 
 
 @pytest.mark.parametrize("value", [4.0, 8.0, 20.0])
@@ -242,6 +248,58 @@ def test_the_progress_tells_the_phases_in_order() -> None:
     assert all(r.cost <= 1.000001 for r in frozen)
     assert frozen[-1].quality is not None
     assert 0 <= frozen[-1].quality <= 1
+
+
+def test_by_default_nothing_is_delayed() -> None:
+    recorder = Recorder()
+    search(DIGITS, digits(), replace(SMALL, steps=10), progress=recorder)
+    phases = [report.phase for report in recorder.reports]
+    assert phases == [Phase.SEARCH] * 3 + [Phase.FROZEN] * 7
+
+
+class Told:
+    """Whether weights had changed when the critic was told; ``stop``: Ctrl-C before that."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, stop: int | None = None) -> None:
+        self.trained: list[bool] = []
+        self.updates = 0
+        observe, losses = Critic.observe, TrainStep.losses
+
+        def counted(critic: Critic, *args: Any) -> CriticState:
+            if stop is not None and len(self.trained) == stop:
+                raise KeyboardInterrupt
+            self.trained.append(self.updates > 0)
+            return observe(critic, *args)
+
+        def watched(step: TrainStep, state: TrainState, *args: Any) -> list[float]:
+            self.updates = state.updates
+            return losses(step, state, *args)
+
+        monkeypatch.setattr(Critic, "observe", counted)
+        monkeypatch.setattr(TrainStep, "losses", watched)
+
+
+@pytest.mark.parametrize(("observe", "rounds"), [(0.0, 0), (0.5, 4), (1.5, 12)])
+def test_the_critic_observes_before_anything_trains(
+    observe: float, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told(monkeypatch)
+    config = replace(SMALL, freeze=0.5, observe=observe)
+    search(DIGITS, digits(), config)
+    # The first of the four steps of the search phase trains before it scores.
+    assert told.trained == [False] * rounds + [True] * 4
+
+
+def test_a_search_that_is_interrupted_while_it_observes_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SMALL, freeze=0.5)
+    with monkeypatch.context() as context:
+        Told(context, stop=2)
+        with pytest.raises(InterruptedSearchError, match="before the first step"):
+            search(DIGITS, digits(), config, checkpoint=tmp_path)
+    resumed = search(DIGITS, digits(), config, checkpoint=tmp_path, resume=True)
+    assert written(resumed) == written(search(DIGITS, digits(), config))
 
 
 @pytest.mark.parametrize("method", list(Method))
@@ -552,7 +610,7 @@ if __name__ == "__main__":
     model, data, folder = map(Path, sys.argv[1:])
     config = SearchConfig(
         steps=24, batch_size=16, held_out_batch=16, draws=2, refresh=10, workers=1, seed=3,
-        space="int4,int6,int8", checkpoint_every=2,
+        space="int4,int6,int8", delay=0.2, freeze=0.75, checkpoint_every=2,
     )
     search(
         model, data, config, checkpoint=folder, progress=lambda r: print(r.step, flush=True)
