@@ -22,6 +22,7 @@ from common import provenance
 from tasks import TASKS
 
 from onnx_fliqs import Budget, BudgetKind, SearchConfig, evaluate, search
+from onnx_fliqs.search_loop import Phase, Progress
 
 _PLAIN = """
 import json, sys
@@ -73,9 +74,12 @@ def _run(
         budget=Budget(BudgetKind.BITS, case.bits),
         **case.settings,
     )
-    result = search(
-        model, folder / "train.npz", config, progress=lambda step: losses.append(step.loss)
-    )
+
+    def remember(progress: Progress) -> None:
+        if progress.phase is not Phase.OBSERVE:
+            losses.append(progress.loss)
+
+    result = search(model, folder / "train.npz", config, progress=remember)
     output = folder / "out.onnx"
     result.save(output)
     row: dict[str, Any] = {

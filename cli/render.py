@@ -370,12 +370,17 @@ class SearchProgress(_Bar):
         self._clock = clock
         self._started = clock()
         self._first: int | None = None
+        self._before = 0
         self._quality = ""
 
     def __call__(self, step: "Step") -> None:
         """Show one step."""
         if self._first is None:
             self._first = step.step - 1
+        elif step.step < self._before:
+            # The first step after the rounds of observation: counted from its end.
+            self._first, self._started = step.step, self._clock()
+        self._before = step.step
         if step.quality is not None:
             self._quality = f" quality {step.quality:.4f}"
         text = self._text(step)
@@ -388,9 +393,9 @@ class SearchProgress(_Bar):
                 text=f"{step.step}/{step.steps} {text}",
             )
         elif step.step % max(1, step.steps // _PLAIN_LINES) == 0 or step.step == step.steps:
-            self._print(
-                f"{step.phase.value:7} step {step.step}/{step.steps} {text}{self._left(step)}"
-            )
+            phase = step.phase.value
+            unit = "round" if phase == "observe" else "step"
+            self._print(f"{phase:7} {unit} {step.step}/{step.steps} {text}{self._left(step)}")
 
     def _text(self, step: "Step") -> str:
         parts = [] if math.isnan(step.loss) else [f"loss {step.loss:.4f}"]

@@ -112,6 +112,8 @@ _LEAST_RATE: Final = 0.05
 class Phase(enum.Enum):
     """What a step is for."""
 
+    OBSERVE = "observe"
+    """Before the first step: a round of draws on the float network; nothing trains."""
     DELAY = "delay"
     SEARCH = "search"
     FROZEN = "frozen"
@@ -122,11 +124,11 @@ class Progress:
     """What a step reports."""
 
     step: int
-    """1 for the first."""
+    """1 for the first; of rounds, while the critic observes."""
     steps: int
     phase: Phase
     loss: float
-    """Training loss of this step (NaN if nothing trains)."""
+    """Training loss of this step; NaN if nothing trains."""
     held_out: float
     """Mean loss of the policy's draws on held-out samples; NaN in the frozen phase."""
     cost: float
@@ -156,7 +158,7 @@ def search(
         checkpoint: A folder for checkpoints; None: none are written. It is left in place;
             remove it once the result is saved.
         resume: Continue from the folder's checkpoint, if it has one.
-        progress: Called after every step.
+        progress: Called after every step, and after every round of observation.
 
     Returns:
         The emitted graph, verified in ONNX Runtime, and the report.
@@ -180,7 +182,7 @@ def search(
             store.remove()
     run = _Run(setup, store)
     try:
-        state = run.loop(run.restore() if resume else run.initial(), progress)
+        state = run.loop(run.begin(progress, resume), progress)
         try:
             return run.finish(state, started)
         except KeyboardInterrupt:
@@ -229,25 +231,46 @@ class _Run:
     def close(self) -> None:
         self._step.close()
 
+    def begin(self, progress: Callable[[Progress], None] | None, resume: bool) -> SearchState:
+        """The state of the checkpoint, or the one before the first step."""
+        state = self.restore() if resume else None
+        if state is not None:
+            return state
+        try:
+            return self._observe(self.initial(), progress)
+        except KeyboardInterrupt:
+            raise InterruptedSearchError("stopped before the first step") from None
+
     def initial(self) -> SearchState:
-        """Before the first step: calibrated thresholds, and what the controller observed."""
-        config = self._setup.config
-        state = SearchState(
+        """Nothing observed: calibrated thresholds, and the policy of the distortions."""
+        return SearchState(
             0,
             self._step.initial(),
             self._controller.initial(),
             self._setup.scales,
-            History.empty(config.steps),
+            History.empty(self._setup.config.steps),
         )
-        try:
-            for number in range(self._rounds):
-                policy = self._controller.policy(
-                    state.controller, _COOLED * number / self._rounds
+
+    def _observe(
+        self, state: SearchState, progress: Callable[[Progress], None] | None
+    ) -> SearchState:
+        """Rounds of draws on the float network, from a policy that cools down."""
+        for number in range(self._rounds):
+            policy = self._controller.policy(state.controller, _COOLED * number / self._rounds)
+            rng = np.random.default_rng([self._setup.config.seed, number, 1])
+            state, held_out = self._learn(state, policy, rng, number)
+            if progress is not None:
+                report = Progress(
+                    step=number + 1,
+                    steps=self._rounds,
+                    phase=Phase.OBSERVE,
+                    loss=math.nan,
+                    held_out=held_out,
+                    cost=expected_cost(policy, self._costs),
+                    entropy=entropy(policy),
+                    quality=None,
                 )
-                rng = np.random.default_rng([config.seed, number, 1])
-                state, _ = self._learn(state, policy, rng, number)
-        except KeyboardInterrupt:
-            raise InterruptedSearchError("stopped before the first step") from None
+                progress(report)
         return state
 
     def loop(
@@ -555,11 +578,11 @@ class _Run:
         if self._store is not None:
             self._store.write(to_arrays(state, self._controller))
 
-    def restore(self) -> SearchState:
-        """The state of the checkpoint, or the initial one if there is none."""
+    def restore(self) -> SearchState | None:
+        """The state of the checkpoint, if there is one."""
         arrays = self._store.read() if self._store is not None else None
         if arrays is None:
-            return self.initial()
+            return None
         return from_arrays(arrays, self._step, self._controller)
 
     # --- the end ---------------------------------------------------------------------------

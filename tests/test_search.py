@@ -133,10 +133,14 @@ class Recorder:
     """Collects the progress, and may stop the search at a step."""
 
     def __init__(self, stop: int = 0, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self.rounds: list[Progress] = []
         self.reports: list[Progress] = []
         self._stop, self._error = stop, error
 
     def __call__(self, report: Progress) -> None:
+        if report.phase is Phase.OBSERVE:
+            self.rounds.append(report)
+            return
         self.reports.append(report)
         if report.step == self._stop:
             raise self._error
@@ -283,9 +287,13 @@ class Told:
 def test_the_critic_observes_before_anything_trains(
     observe: float, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = Told(monkeypatch)
+    told, recorder = Told(monkeypatch), Recorder()
     config = replace(SMALL, freeze=0.5, observe=observe)
-    search(DIGITS, digits(), config)
+    search(DIGITS, digits(), config, progress=recorder)
+    assert [report.step for report in recorder.rounds] == list(range(1, rounds + 1))
+    for report in recorder.rounds:
+        assert report.steps == rounds
+        assert np.isfinite([report.held_out, report.cost, report.entropy]).all()
     # The first of the four steps of the search phase trains before it scores.
     assert told.trained == [False] * rounds + [True] * 4
 
