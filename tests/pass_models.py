@@ -1169,4 +1169,13 @@ LAYERED: dict[str, Case] = {
         weights={"w1": (4, 4), "w2": (4, 4)},
         ops=["MatMul", "If", "Exp", "Neg", "MatMul"],
     ),
+    "numbers_beside_single_places": Case(
+        text="""g (float[N,3,1,1] x, float[N,3,1,2] z) => (float[N,3,1,1] y, float[N,3,1,2] w) {
+            a = Mul (x, half)
+            b = Max (a, half, one)
+            y = Sub (b, one)
+            w = Mul (z, half) }""",
+        constants={"half": 0.5, "one": [1.0]},
+        ops=["Mul", "Max", "Sub", "Mul"],
+    ),
 }
