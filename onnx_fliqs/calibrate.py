@@ -315,7 +315,7 @@ class Observer:
         self.names = tuple(dict.fromkeys(names))
         self._inside = [name for name in self.names if name not in self._inputs]
         tapped.graph.outputs[:] = [values[name] for name in self._inside]
-        self._session = make_session(tapped) if self._inside else None
+        self._session = make_session(tapped, in_turn=True) if self._inside else None
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The observed values for one batch, by name."""

@@ -1170,12 +1170,12 @@ LAYERED: dict[str, Case] = {
         ops=["MatMul", "If", "Exp", "Neg", "MatMul"],
     ),
     "numbers_beside_single_places": Case(
-        text="""g (float[N,3,1,1] x, float[N,3,1,2] z) => (float[N,3,1,1] y, float[N,3,1,2] w) {
+        text="""g (float[N,3,1,1] x, float[N,2] z) => (float[N,3,1,1] y, float[N,2] w) {
             a = Mul (x, half)
-            b = Max (a, half, one)
-            y = Sub (b, one)
+            b = Max (a, half, two)
+            y = Sub (b, half)
             w = Mul (z, half) }""",
-        constants={"half": 0.5, "one": [1.0]},
+        constants={"half": 0.5, "two": 2.0},
         ops=["Mul", "Max", "Sub", "Mul"],
     ),
 }
