@@ -4,6 +4,7 @@ They rest on the site's values: the weights themselves, per output channel, and 
 sample of the activations. How they follow from these is told in ``thresholds``.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -315,13 +316,13 @@ class Observer:
         self.names = tuple(dict.fromkeys(names))
         self._inside = [name for name in self.names if name not in self._inputs]
         tapped.graph.outputs[:] = [values[name] for name in self._inside]
-        self._session = make_session(tapped, in_turn=True) if self._inside else None
+        self._session = make_session(tapped) if self._inside else None
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """The observed values for one batch, by name."""
         found = {name: feeds[name] for name in self.names if name in self._inputs}
         if self._session is not None:
-            arrays = run_session(self._session, self._inside, feeds)
+            arrays = run_session(self._session, self._inside, feeds, borrow=True)
             found |= dict(zip(self._inside, arrays, strict=True))
         return found
 
@@ -341,10 +342,14 @@ def sample_values(
     """
     share = max(2, _TENSOR_SAMPLE // max(1, count))
     parts: dict[str, list[Array]] = {}
-    for index, values in enumerate(batches):
+    numbers = itertools.count()
+    # Not enumerated, which would keep these values while the next ones are computed.
+    for values in batches:
+        index = next(numbers)
         for position, (name, array) in enumerate(values.items()):
             rng = np.random.default_rng([seed, index, position])
             parts.setdefault(name, []).append(sampled(array, share, rng))
+        del values, array
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 

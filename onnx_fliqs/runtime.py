@@ -346,9 +346,20 @@ def _source(
 
 
 def run_session(
-    session: "InferenceSession", names: Sequence[str], feeds: Mapping[str, Any]
+    session: "InferenceSession",
+    names: Sequence[str],
+    feeds: Mapping[str, Any],
+    *,
+    borrow: bool = False,
 ) -> list[Any]:
     """Run a session on arrays.
+
+    Args:
+        session: What to run.
+        names: Outputs to compute.
+        feeds: By input name.
+        borrow: Give ONNX Runtime's own arrays, which keep the memory that they lie in: without
+            ``in_turn``, all memory of the session.
 
     Raises:
         RunError: ONNX Runtime gives up while it runs: usually the inputs' free dimensions do
@@ -356,7 +367,8 @@ def run_session(
     """
     with _one_line_failures():
         results: list[Any] = session.run(list(names), dict(feeds))
-    # ONNX Runtime's own arrays would keep all memory of the session, once it is gone.
+    if borrow:
+        return results
     return [np.array(r) if isinstance(r, np.ndarray) else r for r in results]
 
 

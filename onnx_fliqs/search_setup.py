@@ -196,7 +196,7 @@ def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Obje
     size = train.fixed_batch or min(_SAMPLE, len(train))
     sample = train.take(np.arange(size) % len(train))
     names = [judged.name for judged in judged_values(prepared.canonical)]
-    session = make_session(exposed(prepared.canonical, names), in_turn=True)
+    session = make_session(exposed(prepared.canonical, names))
     teacher = run_dataset(session, sample, names)
     labelled = train.labels is not None and config.loss in ("auto", "cross-entropy")
     if labelled:

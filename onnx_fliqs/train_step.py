@@ -402,8 +402,7 @@ class TrainStep:
     ) -> list[Array]:
         feeds = self._feeds(batch, teacher, values)
         results = runner.run({**state.parameters, **self._frozen}, feeds, names)
-        # ``numpy()`` shows the memory of the session itself.
-        return [np.array(value.numpy()) for value in results.values()]
+        return [value.numpy() for value in results.values()]
 
     def _feeds(
         self, batch: Batch, teacher: Mapping[str, Array], values: SiteValues
