@@ -102,7 +102,8 @@ def _roots(graph: ir.Graph, parameters: Collection[str], formats: Collection[str
     found = {v: frozenset({name}) for v, name in named.items() if name in parameters}
     for node in graph:
         reads = list(_read_values(node))
-        if node.op_type in _RANDOM or not samples.isdisjoint(reads):
+        random = any(inner.op_type in _RANDOM for inner in with_bodies(node))
+        if random or not samples.isdisjoint(reads):
             samples.update(node.outputs)
         elif names := frozenset().union(*(found.get(value, ()) for value in reads)):
             found |= dict.fromkeys(node.outputs, names)

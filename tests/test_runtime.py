@@ -28,9 +28,9 @@ from onnx_fliqs.runtime import (
     load_onnxruntime,
     load_training,
     make_session,
-    run_session,
     quiet_options,
     register_custom_ops,
+    run_session,
 )
 
 HEADER = '<ir_version: 10, opset_import: ["" : 17]>'

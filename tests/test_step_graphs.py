@@ -92,7 +92,9 @@ def assert_pieces(
     np.testing.assert_allclose(found[GRADIENT], wanted, rtol=0, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if len(case.inputs) > 1]
+)
 def test_every_operator_can_be_cut(name: str) -> None:
     case = CASES[name]
     plain = case.build()
@@ -106,7 +108,7 @@ def test_every_operator_can_be_cut(name: str) -> None:
     fixed = {name: case.inputs[name] for name in parameters}
     samples = {name: array for name, array in case.inputs.items() if name not in fixed}
     parts = [
-        {**samples, "weights": weights_for(np.shape(y)) * np.float32(factor)}
+        {**samples, "weights": np.asarray(weights_for(np.shape(y)) * np.float32(factor))}
         for factor in (1, -2, 3)
     ]
     graphs = cut_step(whole, parameters, (), shares=2, weights=WEIGHTS)
