@@ -345,12 +345,20 @@ def sample_values(
     numbers = itertools.count()
     # Not enumerated, which would keep these values while the next ones are computed.
     for values in batches:
-        index = next(numbers)
-        for position, (name, array) in enumerate(values.items()):
-            rng = np.random.default_rng([seed, index, position])
-            parts.setdefault(name, []).append(sampled(array, share, rng))
-        del values, array
+        for name, array in _sampled_batch(values, share, [seed, next(numbers)]).items():
+            parts.setdefault(name, []).append(array)
+        del values
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _sampled_batch(
+    values: Mapping[str, npt.NDArray[Any]], count: int, seed: Sequence[int]
+) -> dict[str, Array]:
+    """A sample of each value: a copy, however small the value is."""
+    return {
+        name: np.array(sampled(array, count, np.random.default_rng([*seed, position])))
+        for position, (name, array) in enumerate(values.items())
+    }
 
 
 def distortions(
