@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from onnx_fliqs.passes.align_scalars import AlignScalarsPass
 from onnx_fliqs.passes.block_channels import BlockChannelsPass
 from onnx_fliqs.passes.merge_masks import MergeMasksPass
 from onnx_fliqs.runtime import make_session
@@ -45,6 +46,7 @@ def for_fast_kernels(model: ir.Model, samples: int) -> ir.Model:
         common.InlinePass(),
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False),
         MergeMasksPass(),
+        AlignScalarsPass(),
         BlockChannelsPass(block_of_channels(), samples),
     ):
         pass_(model)

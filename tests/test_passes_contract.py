@@ -15,6 +15,7 @@ from onnx_fliqs.errors import UnsupportedError
 from onnx_fliqs.kernels import block_of_channels
 from onnx_fliqs.objective import LossKind, LossTerm
 from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
+from onnx_fliqs.passes.align_scalars import AlignScalarsPass
 from onnx_fliqs.passes.block_channels import BlockChannelsPass
 from onnx_fliqs.passes.compute_in_float32 import ComputeInFloat32Pass
 from onnx_fliqs.passes.convert_opset import ConvertOpsetPass
@@ -55,6 +56,7 @@ from pass_models import CASES
 from support import check_pass, model, random_feeds, run
 
 PASSES = (
+    AlignScalarsPass(),
     BlockChannelsPass(block_of_channels(), batch=2),
     ComputeInFloat32Pass(),
     ConvertOpsetPass(target=21),
