@@ -94,6 +94,10 @@ class Ops:
             values.pop()
         return self._append(op_type, values, attributes or {}, domain, outputs)
 
+    def body(self) -> "Ops":
+        """An empty formula for the body of a node that is yet to be added."""
+        return Ops(self.dtype, f"{self._stem}body_{len(self.nodes)}/")
+
     def vector(self, numbers: Sequence[int]) -> ir.Value:
         """Integers as a value, where an operand will not do."""
         return self._constant(numbers)
