@@ -24,7 +24,7 @@ class MergeMasksPass(ir.passes.InPlacePass):
 
     Requires: opset 13.
     Ensures: no float is made of a truth value directly; no product with a mask is used only by
-        another one; outputs and signature are unchanged.
+        another one; what only these read is gone; outputs and signature are unchanged.
     Idempotent: what is merged is left alone.
     """
 
@@ -61,8 +61,24 @@ def _merge(node: ir.Node) -> bool:
     masks = ops.nodes[0].outputs[0]
     masks.dtype, masks.shape = ir.DataType.BOOL, found[1].shape
     result.dtype, result.shape = ir.DataType.FLOAT, node.outputs[0].shape
+    makers = {value.producer() for value in node.inputs if value is not None}
     replace_node(node, ops, [result])
+    for maker in makers:
+        _remove_unread(maker)
     return True
+
+
+def _remove_unread(node: ir.Node | None) -> None:
+    """Remove a product or conversion, which ONNX Runtime would run though nothing reads it."""
+    if node is None or not (is_standard(node, "Mul") or _is_conversion(node)):
+        return
+    if any(value.uses() or value.is_graph_output() for value in node.outputs):
+        return
+    makers = {value.producer() for value in node.inputs if value is not None}
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
+    for maker in makers:
+        _remove_unread(maker)
 
 
 def _masked(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
