@@ -119,6 +119,9 @@ _SITES: Final = {
 
 def _to_ir(function: Any) -> ir.Function:
     result: ir.Function = ir.from_proto(function.to_function_proto())
+    for index, node in enumerate(result):
+        # As which profiles list it, once it is inlined.
+        node.name = f"{result.name}/{node.op_type}_{index}"
     return result
 
 

@@ -203,13 +203,15 @@ class _Work:
             shape = known_shape(image)
             assert shape is not None
             d_blocked = self._as_blocked(gradient, ops)
-            result = blocked_input_gradient(ops, d_blocked, weight, conv, self._block)
+            part = ops.part("input")
+            result = blocked_input_gradient(part, d_blocked, weight, conv, self._block)
             self._computed(d_image, result, shape)
         if d_weight is not None:
-            results[d_weight] = self._weight_gradient(node, ops, conv)
+            results[d_weight] = self._weight_gradient(node, ops.part("kernel"), conv)
         if d_bias is not None:
             d_blocked = self._as_blocked(gradient, ops)
-            results[d_bias] = blocked_bias_gradient(ops, d_blocked, conv, self._block)
+            part = ops.part("bias")
+            results[d_bias] = blocked_bias_gradient(part, d_blocked, conv, self._block)
         for old, new in results.items():
             new.shape, new.type = old.shape, old.type
             old.name, new.name = f"{old.name}.unblocked", old.name

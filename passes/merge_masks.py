@@ -70,7 +70,7 @@ def _merge(node: ir.Node) -> bool:
         return False
     if found[1].shape != within[1].shape:
         return False
-    ops = formula_for(node)
+    ops = formula_for(node).part("mask")
     mask = ops.Cast(ops.And(within[1], found[1]), to=int(ir.DataType.FLOAT))
     result = ops.Mul(within[0], mask)
     mask.dtype, mask.shape = ir.DataType.FLOAT, found[1].shape
@@ -111,7 +111,7 @@ def _compare_once(node: ir.Node) -> bool:
             assert maker.inputs[0] is not None
             side = _BELOW if maker.op_type in _BELOW else _ABOVE
             alike[maker.inputs[0], side].append(maker)
-    ops = formula_for(node)
+    ops = formula_for(node).part("mask")
     modified = False
     for (value, side), comparisons in alike.items():
         found = _in_one(ops, value, side, comparisons)
@@ -217,7 +217,7 @@ def _convert(node: ir.Node) -> bool:
     """Make a conversion of truth values go by way of bytes."""
     if not _is_conversion(node):
         return False
-    ops = formula_for(node)
+    ops = formula_for(node).part("mask")
     octets = ops.Cast(node.inputs[0], to=int(ir.DataType.UINT8))
     octets.dtype, octets.shape = ir.DataType.UINT8, node.outputs[0].shape
     result = ops.DequantizeLinear(octets, 1.0)

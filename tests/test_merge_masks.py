@@ -64,7 +64,7 @@ def test_a_mask_of_what_is_not_finite_is_the_same_product() -> None:
         ("p = GreaterOrEqual (x, s) q = Greater (x, zero)", "Max GreaterOrEqual"),
         (
             "c = Less (x, one) d = Greater (x, zero) p = And (c, d) q = LessOrEqual (x, s)",
-            "Min LessOrEqual Greater And",
+            "Greater Min LessOrEqual And",
         ),
         # The neighbour of a number that is computed is not known; several tensors.
         ("p = Less (x, s) q = LessOrEqual (x, one)", "Less LessOrEqual And"),
