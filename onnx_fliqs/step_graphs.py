@@ -19,7 +19,7 @@ from onnx_fliqs.passes._ops import Ops
 
 __all__ = ["StepGraphs", "cut_step", "part_value"]
 
-_LINEAR: Final = ("Identity", "Mul", "Reshape", "Slice", "Transpose")
+_LINEAR: Final = ("Identity", "Mul", "Reshape", "Transpose")
 """Operators that are linear in the one operand of which the gradient of a part is made, and
 that do not make it smaller: where little is left of it, little has to be added up."""
 _FREE: Final = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")

@@ -992,6 +992,17 @@ CASES: dict[str, Case] = {
         constants={"zero": 0.0, "one": 1.0},
         ops=["Greater", "Cast", "Less", "Cast", *["Mul"] * 4],
     ),
+    "scalars_beside_tensors_that_end_in_one": Case(
+        text="""g (float[N,4,1,1] x, float[1] s) => (float[N,4,1,1] y, float[N,4] z) {
+            a = Mul (x, s)
+            b = Max (a, half, x)
+            c = Sub (one, b)
+            f = Flatten (c)
+            z = Mul (f, s)
+            y = Mul (s, c) }""",
+        constants={"half": 0.5, "one": 1.0},
+        ops=["Mul", "Max", "Sub", "Flatten", "Mul", "Mul"],
+    ),
 }
 
 # Models with layers, in which sites are found, inserted and lowered.
@@ -1168,14 +1179,5 @@ LAYERED: dict[str, Case] = {
             [other] z = MatMul (a, w2) }""",
         weights={"w1": (4, 4), "w2": (4, 4)},
         ops=["MatMul", "If", "Exp", "Neg", "MatMul"],
-    ),
-    "numbers_beside_single_places": Case(
-        text="""g (float[N,3,1,1] x, float[N,2] z) => (float[N,3,1,1] y, float[N,2] w) {
-            a = Mul (x, half)
-            b = Max (a, half, two)
-            y = Sub (b, half)
-            w = Mul (z, half) }""",
-        constants={"half": 0.5, "two": 2.0},
-        ops=["Mul", "Max", "Sub", "Mul"],
     ),
 }

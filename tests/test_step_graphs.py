@@ -158,9 +158,9 @@ def test_weights_are_quantized_before_the_parts_and_their_masks_applied_after() 
     assert set(parameters) == (read[0] | read[1]) - {CODES, SCALES}
     assert not set(parameters) & read[0] & read[1]
     assert not weights & {value.name for value in graphs.part.graph.inputs}
-    # What compares a weight with its clipped self.
+    # Whether a number lies between both ends of a site.
     masks = [
-        sum(node.op_type == "Equal" for node in graph.graph)
+        sum(node.op_type == "And" for node in graph.graph)
         for graph in (whole, *graphs.before, graphs.part, graphs.after)
     ]
     assert masks[0] == masks[-2] + masks[-1]
