@@ -40,7 +40,7 @@ from architectures import ARCHITECTURES
 from common import provenance
 from peak_memory import peak_bytes
 from speed_contenders import ORT, OURS, Contender, Task, contender, references, twin_files
-from speed_profile import profile_tables
+from speed_profile import group_table, profile_tables
 
 _PAUSE = 0.02
 """Seconds before each timed step: threads of the last one stop looking for work."""
@@ -397,7 +397,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-memory", action="store_true", help="time alone")
     parser.add_argument("--scaling", action="store_true", help="with 1, 2, 4, ... threads")
-    parser.add_argument("--profile", action="store_true", help="operators of a search step")
+    parser.add_argument(
+        "--profile", action="store_true", help="purposes and operators of a search step"
+    )
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--write-twin", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -412,6 +414,7 @@ def main() -> None:
         twin_files(tasks[0], options.write_twin)
     elif options.profile:
         for task in tasks:
+            print(group_table(task, _MANY, options.rounds), end="\n\n", flush=True)
             for name in (_MANY, _ALIKE):
                 print(profile_tables(task, name, options.rounds), end="\n\n", flush=True)
         print(json.dumps({"benchmark": "speed", "profile": True, **provenance()}))

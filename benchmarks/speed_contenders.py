@@ -41,7 +41,16 @@ from onnx_fliqs.search_setup import Setup, set_up
 from onnx_fliqs.train_step import Batch, TrainStep, part_sizes
 from onnx_fliqs.trainability import trainable_parameters
 
-__all__ = ["ORT", "OURS", "Contender", "Task", "contender", "references", "twin_files"]
+__all__ = [
+    "LOGITS",
+    "ORT",
+    "OURS",
+    "Contender",
+    "Task",
+    "contender",
+    "references",
+    "twin_files",
+]
 
 ORT = ("ORT float forward", "ORT float step", "ORT float step, in parts")
 """Names of the contenders without quantization."""
@@ -61,7 +70,8 @@ It has 16 bits, so that a number rounded the other way weighs little: in 8 bits,
 change the gradient of a deep untrained network by a percent. Time does not depend on it."""
 _RATE = 1e-5
 _HELD_OUT = 64
-_LOGITS = "logits"
+LOGITS = "logits"
+"""The output that every model has."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +146,7 @@ def contender(task: Task, name: str) -> Iterator[Contender]:
     if name == ORT[0]:
         batch = task.samples()
         session = make_session(task.proto, threads=task.threads)
-        yield Contender(name, lambda: run_session(session, [_LOGITS], batch.inputs))
+        yield Contender(name, lambda: run_session(session, [LOGITS], batch.inputs))
     elif name in ORT:
         plain = _PlainStep(task, in_parts=name == ORT[2])
         with contextlib.closing(plain):
@@ -177,7 +187,7 @@ class _PlainStep:
         threads = 1 if in_parts else task.threads
         model = canonicalise(task.load())
         self._teacher = make_session(model, threads=1) if in_parts else None
-        names = trainable_parameters(model, [_LOGITS])
+        names = trainable_parameters(model, [LOGITS])
         arrays = {n: model.graph.initializers[n].const_value.numpy() for n in names}
         self._session = make_session(_gradient(model, names, in_parts), threads=threads)
         shares = [part.size / batch.size for part in self._parts]
@@ -226,9 +236,7 @@ class _PlainStep:
     def _part(self, part: Batch) -> list[Any]:
         feeds: dict[str, Any] = {**part.inputs, LABELS: part.labels}
         if self._teacher is not None:
-            feeds[teacher_input(_LOGITS)] = run_session(self._teacher, [_LOGITS], part.inputs)[
-                0
-            ]
+            feeds[teacher_input(LOGITS)] = run_session(self._teacher, [LOGITS], part.inputs)[0]
         binding = self._session.io_binding()
         for name, value in zip(self._names, self._weights, strict=True):
             binding.bind_ortvalue_input(name, value)
@@ -249,7 +257,7 @@ def _gradient(model: ir.Model, names: Sequence[str], distilled: bool) -> onnx.Mo
     copy = model.clone()
     promote_initializers(copy, names)
     AddLossPass(
-        [LossTerm(kind=k, output=_LOGITS, scores=_LOGITS, weight=w) for k, w in kinds.items()]
+        [LossTerm(kind=k, output=LOGITS, scores=LOGITS, weight=w) for k, w in kinds.items()]
     )(copy)
     copy.graph.outputs[:] = [value for value in copy.graph.outputs if value.name == LOSS]
     RemoveUnusedPass()(copy)

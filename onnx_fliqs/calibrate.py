@@ -4,6 +4,7 @@ They rest on the site's values: the weights themselves, per output channel, and 
 sample of the activations. How they follow from these is told in ``thresholds``.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
@@ -321,7 +322,7 @@ class Observer:
         """The observed values for one batch, by name."""
         found = {name: feeds[name] for name in self.names if name in self._inputs}
         if self._session is not None:
-            arrays = run_session(self._session, self._inside, feeds)
+            arrays = run_session(self._session, self._inside, feeds, borrow=True)
             found |= dict(zip(self._inside, arrays, strict=True))
         return found
 
@@ -341,11 +342,23 @@ def sample_values(
     """
     share = max(2, _TENSOR_SAMPLE // max(1, count))
     parts: dict[str, list[Array]] = {}
-    for index, values in enumerate(batches):
-        for position, (name, array) in enumerate(values.items()):
-            rng = np.random.default_rng([seed, index, position])
-            parts.setdefault(name, []).append(sampled(array, share, rng))
+    numbers = itertools.count()
+    # Not enumerated, which would keep these values while the next ones are computed.
+    for values in batches:
+        for name, array in _sampled_batch(values, share, [seed, next(numbers)]).items():
+            parts.setdefault(name, []).append(array)
+        del values
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _sampled_batch(
+    values: Mapping[str, npt.NDArray[Any]], count: int, seed: Sequence[int]
+) -> dict[str, Array]:
+    """A sample of each value: a copy, however small the value is."""
+    return {
+        name: np.array(sampled(array, count, np.random.default_rng([*seed, position])))
+        for position, (name, array) in enumerate(values.items())
+    }
 
 
 def distortions(

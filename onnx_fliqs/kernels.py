@@ -9,6 +9,7 @@ from onnx_ir.passes import common
 
 from onnx_fliqs.passes.block_channels import BlockChannelsPass
 from onnx_fliqs.passes.merge_masks import MergeMasksPass
+from onnx_fliqs.passes.raise_scalars import RaiseScalarsPass
 from onnx_fliqs.runtime import make_session
 
 __all__ = ["block_of_channels", "for_fast_kernels"]
@@ -46,6 +47,7 @@ def for_fast_kernels(model: ir.Model, samples: int) -> ir.Model:
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False),
         MergeMasksPass(),
         BlockChannelsPass(block_of_channels(), samples),
+        RaiseScalarsPass(),
     ):
         pass_(model)
     return model

@@ -34,30 +34,29 @@ class Optimizer(enum.Enum):
 
 def build_optimizer(
     shapes: Mapping[str, Sequence[int]],
-    shares: Sequence[float],
+    share: float = 1.0,
     optimizer: Optimizer = Optimizer.RELATIVE_ADAM,
 ) -> onnx.ModelProto:
-    """Build the update of all parameters from the gradients of the parts of a batch.
+    """Build the update of all parameters from the gradient of a batch.
 
-    The gradient is the weighted mean of the parts' gradients, shortened where its length
-    exceeds 4 times its running mean. Factors that are the same for all parameters are gathered
-    in scalars, since each operation on all of them reads and writes as much memory as they
-    take.
+    The gradient is shortened where its length exceeds 4 times its running mean. Factors that
+    are the same for all parameters are gathered in scalars, since each operation on all of
+    them reads and writes as much memory as they take.
 
     Args:
         shapes: Parameter name → shape, in the order in which the gradients are flattened.
-        shares: Each part's share of the batch; they add up to 1.
+        share: What makes the mean gradient of the one that is given, which may be a sum.
         optimizer: The step that follows from it.
 
     Returns:
-        A model. Inputs: ``p<i>`` for each parameter, ``g<j>`` for each part, ``m`` and ``v``
-        (flat), ``length`` (running mean gradient length, 0 at first), the scalars ``lr``,
+        A model. Inputs: ``p<i>`` for each parameter, ``gradient``, ``m`` and ``v`` (all flat),
+        ``length`` (running mean gradient length, 0 at first), the scalars ``lr``,
         ``correction1`` and ``correction2`` (1 / (1 - beta^t)). Outputs: ``p<i>_next``,
         ``m_next``, ``v_next``, ``length_next`` and ``norm``, the length of this gradient.
         Where that is not finite, neither are the others, and the caller keeps what it had.
     """
     lines = [
-        *_gradient_lines(shares),
+        *_gradient_lines(),
         *_moment_lines(),
         *_direction_lines(len(shapes), optimizer),
     ]
@@ -87,10 +86,7 @@ def build_optimizer(
             f"p{i}_next = Sub (p{i}, shaped{i})",
         ]
     initializers.append(f"int64[{len(sizes)}] sizes = {{{', '.join(map(str, sizes))}}}")
-    initializers.append(f"float share = {{{shares[0]!r}}}")
-    initializers += [
-        f"float weight{j} = {{{share / shares[0]!r}}}" for j, share in enumerate(shares)
-    ]
+    initializers.append(f"float share = {{{share!r}}}")
     initializers += [f"float {name} = {{{value!r}}}" for name, value in _CONSTANTS.items()]
     parameters = [
         f"float[{', '.join(map(str, shape))}] p{i}" if shape else f"float p{i}"
@@ -99,9 +95,7 @@ def build_optimizer(
     total = sum(sizes)
     inputs = [
         *parameters,
-        *(f"float[{total}] g{j}" for j in range(len(shares))),
-        f"float[{total}] m",
-        f"float[{total}] v",
+        *(f"float[{total}] {name}" for name in ("gradient", "m", "v")),
         *(f"float {name}" for name in ("length", "lr", "correction1", "correction2")),
     ]
     outputs = [
@@ -137,13 +131,9 @@ _CONSTANTS: Final = {
 }
 
 
-def _gradient_lines(shares: Sequence[float]) -> list[str]:
-    """The sum of the parts, and the scale that makes it the shortened mean gradient."""
-    weighted = [j for j, share in enumerate(shares) if share != shares[0]]
-    parts = [f"part{j}" if j in weighted else f"g{j}" for j in range(len(shares))]
+def _gradient_lines() -> list[str]:
+    """The scale that makes a gradient the shortened mean gradient."""
     return [
-        *(f"part{j} = Mul (g{j}, weight{j})" for j in weighted),
-        f"gradient = Sum ({', '.join(parts)})",
         "length_of_sum = ReduceL2 <keepdims = 0> (gradient)",
         "norm = Mul (length_of_sum, share)",
         "known = Greater (length, zero)",

@@ -218,6 +218,7 @@ def make_session(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     frugal: bool = False,
     fuse_quantized: bool = True,
+    in_turn: bool = False,
 ) -> "InferenceSession":
     """Load a model for inference.
 
@@ -236,6 +237,9 @@ def make_session(
         fuse_quantized: Look for operators between DequantizeLinear and QuantizeLinear that can
             compute with integers. Where scales are not constant there are none, and the search
             for them would dequantize once for each reader.
+        in_turn: The session is one of several that run one after another, or a few at a time.
+            They share their memory and take no more of it than a run needs, and their threads
+            sleep between runs.
 
     Raises:
         EnvironmentMissingError: There is no ONNX Runtime, or it lacks a provider.
@@ -262,6 +266,13 @@ def make_session(
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
+    elif in_turn:
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        # A plan asks for all memory of a run in one piece, beside the pieces of the first run.
+        options.enable_mem_pattern = False
+    if in_turn:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         with _source(model, options, values) as source:
             session = onnxruntime.InferenceSession(
@@ -275,6 +286,21 @@ def make_session(
     if values:
         _borrowed[session] = values
     return session
+
+
+@functools.cache
+def _share_arena() -> None:
+    """Make the memory that sessions can share; once a process."""
+    onnxruntime = load_onnxruntime()
+    place = onnxruntime.OrtMemoryInfo(
+        "Cpu",
+        onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+        0,
+        onnxruntime.OrtMemType.DEFAULT,
+    )
+    # Somebody else in this process may have made it.
+    with contextlib.suppress(RuntimeError):
+        onnxruntime.create_and_register_allocator(place, None)
 
 
 @contextlib.contextmanager
@@ -320,9 +346,20 @@ def _source(
 
 
 def run_session(
-    session: "InferenceSession", names: Sequence[str], feeds: Mapping[str, Any]
+    session: "InferenceSession",
+    names: Sequence[str],
+    feeds: Mapping[str, Any],
+    *,
+    borrow: bool = False,
 ) -> list[Any]:
     """Run a session on arrays.
+
+    Args:
+        session: What to run.
+        names: Outputs to compute.
+        feeds: By input name.
+        borrow: Give ONNX Runtime's own arrays, which keep the memory that they lie in: without
+            ``in_turn``, all memory of the session.
 
     Raises:
         RunError: ONNX Runtime gives up while it runs: usually the inputs' free dimensions do
@@ -330,7 +367,8 @@ def run_session(
     """
     with _one_line_failures():
         results: list[Any] = session.run(list(names), dict(feeds))
-    # ONNX Runtime's own arrays would keep all memory of the session, once it is gone.
+    if borrow:
+        return results
     return [np.array(r) if isinstance(r, np.ndarray) else r for r in results]
 
 

@@ -57,7 +57,8 @@ _domain = Opset(DOMAIN, 1)
 def SearchQDQ(x, scale, lo, hi, factor, least):  # type: ignore[no-untyped-def]  # noqa: N802
     t = op.Clip(op.Div(x, scale), lo, hi)
     size = op.Abs(t)
-    anchor = op.Max(op.Mul(size, factor), least)
+    # Clip takes two thirds of the time of Max.
+    anchor = op.Clip(op.Mul(size, factor), least)
     rounded = op.Sub(anchor, op.Sub(anchor, size))
     # Sign would take eight times as long as a multiplication, and Where forty times. What is
     # below 1e-32 becomes still smaller.
@@ -69,7 +70,7 @@ def SearchQDQ(x, scale, lo, hi, factor, least):  # type: ignore[no-untyped-def] 
 @script(_domain, default_opset=op)
 def SearchPositiveQDQ(x, scale, lo, hi, factor, least):  # type: ignore[no-untyped-def]  # noqa: N802
     t = op.Clip(op.Div(x, scale), lo, hi)
-    anchor = op.Max(op.Mul(t, factor), least)
+    anchor = op.Clip(op.Mul(t, factor), least)
     return op.Mul(op.Sub(anchor, op.Sub(anchor, t)), scale)
 
 
@@ -94,30 +95,33 @@ def SearchByteQDQ(x, scale, lo, hi):  # type: ignore[no-untyped-def]  # noqa: N8
 
 
 @script(_domain, default_opset=op)
-def ClippedStraightThrough(dy, x, scale, lo, hi):  # type: ignore[no-untyped-def]  # noqa: N802
+def StraightThrough(dy, x, scale, lo, hi):  # type: ignore[no-untyped-def]  # noqa: N802
     unit = op.Mul(scale, op.Constant(value_float=1.000001))
-    clipped = op.Max(op.Min(x, op.Mul(unit, hi)), op.Mul(unit, lo))
+    above = op.GreaterOrEqual(x, op.Mul(unit, lo))
+    inside = op.And(above, op.LessOrEqual(x, op.Mul(unit, hi)))
     # A product takes a third of the time that Where would take.
-    return op.Mul(dy, op.Cast(op.Equal(x, clipped), to=1))
+    return op.Mul(dy, op.Cast(inside, to=1))
 
 
 @script(_domain, default_opset=op)
-def ScalarStraightThrough(dy, x, scale, lo, hi):  # type: ignore[no-untyped-def]  # noqa: N802
+def PositiveStraightThrough(dy, x, scale, lo, hi):  # type: ignore[no-untyped-def]  # noqa: N802
     unit = op.Mul(scale, op.Constant(value_float=1.000001))
-    clipped = op.Clip(x, op.Mul(unit, lo), op.Mul(unit, hi))
-    return op.Mul(dy, op.Cast(op.Equal(x, clipped), to=1))
+    return op.Mul(dy, op.Cast(op.LessOrEqual(x, op.Mul(unit, hi)), to=1))
 
 
 _SITES: Final = {
-    ANY_SITE: (SearchQDQ, ClippedStraightThrough),
-    POSITIVE_SITE: (SearchPositiveQDQ, ScalarStraightThrough),
-    INTEGER_SITE: (SearchIntQDQ, ClippedStraightThrough),
-    BYTE_SITE: (SearchByteQDQ, ScalarStraightThrough),
+    ANY_SITE: (SearchQDQ, StraightThrough),
+    POSITIVE_SITE: (SearchPositiveQDQ, PositiveStraightThrough),
+    INTEGER_SITE: (SearchIntQDQ, StraightThrough),
+    BYTE_SITE: (SearchByteQDQ, StraightThrough),
 }
 
 
 def _to_ir(function: Any) -> ir.Function:
     result: ir.Function = ir.from_proto(function.to_function_proto())
+    for index, node in enumerate(result):
+        # As which profiles list it, once it is inlined.
+        node.name = f"{result.name}/{node.op_type}_{index}"
     return result
 
 
@@ -136,4 +140,4 @@ def site_function(name: str) -> ir.Function:
 
 def site_gradients() -> list[ir.Function]:
     """The functions that the gradients of the sites call."""
-    return [_to_ir(gradient) for gradient in (ClippedStraightThrough, ScalarStraightThrough)]
+    return [_to_ir(gradient) for gradient in (StraightThrough, PositiveStraightThrough)]

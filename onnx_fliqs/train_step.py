@@ -1,8 +1,9 @@
 """One step of training, as a function of explicit state.
 
 The parts of a batch go through single-threaded runs of one gradient session side by side
-(ConvGrad and ReluGrad hardly use a second core), and one optimizer model averages their
-gradients and updates the weights. Weights and moments stay in ONNX Runtime's own values.
+(ConvGrad and ReluGrad hardly use a second core). What they share is computed before them, and
+their gradients are added up after them (``step_graphs``); an optimizer model updates the
+weights. Weights and moments stay in ONNX Runtime's own values.
 """
 
 import math
@@ -32,6 +33,7 @@ from onnx_fliqs.runtime import (
     run_session,
 )
 from onnx_fliqs.sites import SiteValues
+from onnx_fliqs.step_graphs import cut_step, part_value
 from onnx_fliqs.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -136,7 +138,9 @@ class TrainStep:
         self.objective = objective
         self._parameters = tuple(parameters)
         self._pool = ThreadPoolExecutor(workers)
-        self._float = make_session(exposed(teacher, objective.outputs), threads=1)
+        self._float = make_session(
+            exposed(teacher, objective.outputs), threads=1, in_turn=True
+        )
         self._teacher = Teacher(self._float, objective.teacher_outputs)
         self._frugal = frugal = not is_plain(searchable)
         self._searchable = searchable.clone()
@@ -146,30 +150,59 @@ class TrainStep:
             self._searchable, [*self._parameters, *self._frozen, CODES, SCALES]
         )
         model = self._with_loss()
-        self._forward = make_session(
-            for_fast_kernels(model.clone(), max(parts)),
-            threads=1,
-            frugal=frugal,
-            fuse_quantized=False,
-        )
-        self._taps: InferenceSession | None = None
-        self._gradient: InferenceSession | None = None
-        self._optimizer: InferenceSession | None = None
-        if self._parameters:
-            gradient = build_gradient(model, LOSS, self._parameters)
-            self._gradient = make_session(
-                for_fast_kernels(ir.from_proto(gradient), max(parts)),
+        self._forward = _Runner(
+            make_session(
+                for_fast_kernels(model.clone(), max(parts)),
                 threads=1,
-                disabled=["GatherSliceToSplitFusion"],
                 frugal=frugal,
                 fuse_quantized=False,
+                in_turn=True,
             )
+        )
+        self._taps: _Runner | None = None
+        self._gradient: _Gradient | None = None
+        self._optimizer: _Runner | None = None
+        if self._parameters:
+            self._gradient = self._gradient_of(model, parts, workers)
             shapes = {name: t.shape.numpy() for name, t in self._initial.items()}
-            shares = [part / sum(parts) for part in parts]
-            update = build_optimizer(shapes, shares, optimizer)
-            self._optimizer = make_session(
-                update, level=OptimizationLevel.BASIC, threads=workers, frugal=frugal
+            update = build_optimizer(shapes, parts[0] / sum(parts), optimizer)
+            self._optimizer = _Runner(
+                make_session(
+                    update,
+                    level=OptimizationLevel.BASIC,
+                    threads=workers,
+                    frugal=frugal,
+                    in_turn=True,
+                )
             )
+
+    def _gradient_of(self, model: ir.Model, parts: Sequence[int], workers: int) -> "_Gradient":
+        proto = build_gradient(model, LOSS, self._parameters)
+        graphs = cut_step(
+            for_fast_kernels(ir.from_proto(proto), max(parts)),
+            (*self._parameters, *self._frozen),
+            (CODES, SCALES),
+            shares=workers,
+            weights=[part / parts[0] for part in parts],
+        )
+
+        def runner(graph: ir.Model, threads: int) -> _Runner:
+            return _Runner(
+                make_session(
+                    graph,
+                    threads=threads,
+                    disabled=["GatherSliceToSplitFusion"],
+                    frugal=self._frugal,
+                    fuse_quantized=False,
+                    in_turn=True,
+                )
+            )
+
+        return _Gradient(
+            tuple(runner(graph, 1) for graph in graphs.before),
+            runner(graphs.part, 1),
+            runner(graphs.after, workers),
+        )
 
     def _with_loss(self) -> ir.Model:
         model = exposed(self._searchable, self.objective.outputs).clone()
@@ -225,35 +258,41 @@ class TrainStep:
         """
         if self._gradient is None:
             raise ValueError("the model has no trainable parameters")
+        loss, gradient = self._mean_gradient(state, parts, values)
+        return self._update(state, gradient, loss, lr)
+
+    def _mean_gradient(
+        self, state: TrainState, parts: Sequence[Batch], values: SiteValues
+    ) -> "tuple[float, OrtValue]":
+        """The mean loss, and the sum of the gradients in units of the first part's share."""
+        assert self._gradient is not None
+        run_part, formats = self._gradient.part.run, _formats(values)
+        fixed = {**state.parameters, **self._frozen}
+        shared = dict(fixed)
+        shares = self._gradient.before
+        for found in self._pool.map(lambda share: share.run(fixed, formats), shares):
+            shared |= found
         results = list(
-            self._pool.map(lambda part: self._part_gradient(state, part, values), parts)
+            self._pool.map(
+                lambda part: run_part(shared, self._feeds(part, self._teach(part), values)),
+                parts,
+            )
         )
+        shared.clear()
         total = sum(part.size for part in parts)
         loss = sum(
-            part.size / total * float(result[0].numpy())
+            part.size / total * float(result[LOSS].numpy())
             for part, result in zip(parts, results, strict=True)
         )
-        return self._update(state, [result[1] for result in results], loss, lr)
-
-    def _part_gradient(
-        self, state: TrainState, part: Batch, values: SiteValues
-    ) -> "list[OrtValue]":
-        assert self._gradient is not None
-        feeds = self._feeds(part, self._teach(part), values)
-        binding = self._gradient.io_binding()
-        for name, value in (*state.parameters.items(), *self._frozen.items()):
-            binding.bind_ortvalue_input(name, value)
-        # `feeds` keeps the arrays alive until the run is over: the binding does not.
-        for name in self._input_names(self._gradient, feeds):
-            binding.bind_cpu_input(name, feeds[name])
-        for name in (LOSS, GRADIENT):
-            binding.bind_output(name)
-        run_bound(self._gradient, binding)
-        outputs: list[OrtValue] = binding.get_outputs()
-        return outputs
+        pieces = {
+            part_value(name, index): value
+            for index, result in enumerate(results)
+            for name, value in result.items()
+        }
+        return loss, self._gradient.after.run({**fixed, **pieces}, formats)[GRADIENT]
 
     def _update(
-        self, state: TrainState, gradients: "Sequence[OrtValue]", loss: float, lr: float
+        self, state: TrainState, gradient: "OrtValue", loss: float, lr: float
     ) -> tuple[TrainState, StepReport]:
         assert self._optimizer is not None
         t = state.updates + 1
@@ -263,28 +302,18 @@ class TrainStep:
             "correction2": np.float32(1 / (1 - BETA2**t)),
         }
         arrays = {name: np.asarray(value) for name, value in scalars.items()}
-        binding = self._optimizer.io_binding()
-        for i, value in enumerate(state.parameters.values()):
-            binding.bind_ortvalue_input(f"p{i}", value)
-        for j, value in enumerate(gradients):
-            binding.bind_ortvalue_input(f"g{j}", value)
-        for name in ("m", "v", "length"):
-            binding.bind_ortvalue_input(name, getattr(state, name))
-        for name, array in arrays.items():
-            binding.bind_cpu_input(name, array)
-        for output in self._optimizer.get_outputs():
-            binding.bind_output(output.name)
-        run_bound(self._optimizer, binding)
-        *parameters, m, v, length, norm = binding.get_outputs()
+        parameters = {f"p{i}": value for i, value in enumerate(state.parameters.values())}
+        flat = {"gradient": gradient, "m": state.m, "v": state.v, "length": state.length}
+        *updated, m, v, length, norm = self._optimizer.run(
+            {**parameters, **flat}, arrays
+        ).values()
         length_of_gradient = float(norm.numpy())
         report = StepReport(
             loss, length_of_gradient, applied=math.isfinite(length_of_gradient)
         )
         if not report.applied:
             return state, report
-        after = TrainState(
-            dict(zip(state.parameters, parameters, strict=True)), m, v, length, t
-        )
+        after = TrainState(dict(zip(state.parameters, updated, strict=True)), m, v, length, t)
         return after, report
 
     # --- evaluation ------------------------------------------------------------------------
@@ -354,9 +383,8 @@ class TrainStep:
                 model = self._searchable.clone()
                 mapping = ir.convenience.create_value_mapping(model.graph)
                 model.graph.outputs[:] = [unquantized(mapping, name) for name in inside]
-                self._taps = make_session(model, frugal=self._frugal)
-            tapped = [value.name for value in self._taps.get_outputs()]
-            arrays = self._run(self._taps, state, batch, {}, values, tapped)
+                self._taps = _Runner(make_session(model, frugal=self._frugal, in_turn=True))
+            arrays = self._run(self._taps, state, batch, {}, values, self._taps.outputs)
             found |= dict(zip(inside, arrays, strict=True))
         return found
 
@@ -365,7 +393,7 @@ class TrainStep:
 
     def _run(
         self,
-        session: "InferenceSession",
+        runner: "_Runner",
         state: TrainState,
         batch: Batch,
         teacher: Mapping[str, Array],
@@ -373,21 +401,13 @@ class TrainStep:
         names: Sequence[str],
     ) -> list[Array]:
         feeds = self._feeds(batch, teacher, values)
-        binding = session.io_binding()
-        for name, value in (*state.parameters.items(), *self._frozen.items()):
-            binding.bind_ortvalue_input(name, value)
-        for name in self._input_names(session, feeds):
-            binding.bind_cpu_input(name, feeds[name])
-        for name in names:
-            binding.bind_output(name)
-        run_bound(session, binding)
-        results: list[Array] = binding.copy_outputs_to_cpu()
-        return results
+        results = runner.run({**state.parameters, **self._frozen}, feeds, names)
+        return [value.numpy() for value in results.values()]
 
     def _feeds(
         self, batch: Batch, teacher: Mapping[str, Array], values: SiteValues
     ) -> dict[str, Array]:
-        feeds = {**batch.inputs, CODES: values.codes.reshape(-1), SCALES: values.scales}
+        feeds = {**batch.inputs, **_formats(values)}
         if self.objective.uses_labels:
             assert batch.labels is not None
             feeds[LABELS] = batch.labels
@@ -395,9 +415,52 @@ class TrainStep:
             feeds[teacher_input(name)] = array
         return feeds
 
-    @staticmethod
-    def _input_names(session: "InferenceSession", feeds: Mapping[str, Array]) -> list[str]:
-        return [value.name for value in session.get_inputs() if value.name in feeds]
+
+class _Runner:
+    """A session, run on values of ONNX Runtime's own and on arrays."""
+
+    def __init__(self, session: "InferenceSession") -> None:
+        self._session = session
+        self._inputs = [value.name for value in session.get_inputs()]
+        self.outputs: Final = tuple(value.name for value in session.get_outputs())
+
+    def run(
+        self,
+        values: "Mapping[str, OrtValue]",
+        feeds: Mapping[str, Array],
+        names: Sequence[str] = (),
+    ) -> "dict[str, OrtValue]":
+        """Run on those of the values and arrays that the graph reads.
+
+        Args:
+            values: By input name.
+            feeds: Likewise. They live until the run is over: the binding does not keep them.
+            names: Outputs to compute; none means all.
+        """
+        names = names or self.outputs
+        binding = self._session.io_binding()
+        for name in self._inputs:
+            if name in values:
+                binding.bind_ortvalue_input(name, values[name])
+            else:
+                binding.bind_cpu_input(name, feeds[name])
+        for name in names:
+            binding.bind_output(name)
+        run_bound(self._session, binding)
+        return dict(zip(names, binding.get_outputs(), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Gradient:
+    """The sessions of a :class:`~onnx_fliqs.step_graphs.StepGraphs`."""
+
+    before: tuple[_Runner, ...]
+    part: _Runner
+    after: _Runner
+
+
+def _formats(values: SiteValues) -> dict[str, Array]:
+    return {CODES: values.codes.reshape(-1), SCALES: values.scales}
 
 
 def _tensors(model: ir.Model, names: Sequence[str]) -> dict[str, ir.TensorProtocol]:

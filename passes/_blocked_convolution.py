@@ -29,6 +29,8 @@ __all__ = [
 
 DOMAIN: Final = "com.microsoft.nchwc"
 _SPATIAL: Final = 2
+_REARRANGED: Final = 16
+"""Numbers of images that are rearranged in the time in which one of a kernel is handled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,15 +137,32 @@ class Convolution:
     def weight_gradient_fits(self, batch: int) -> bool:
         """Whether :func:`blocked_weight_gradient` applies and pays.
 
-        A kernel that is large beside the images costs more to rearrange than is gained, and
-        that of one place is a matrix product already.
+        A kernel that is large beside the images costs more to rearrange than is gained. That
+        of one place is a matrix product already: only rearranging the images is saved.
         """
-        if self.groups > 1 or self.dilations != (1, 1) or self.area == 1:
-            return False
         # ONNX Runtime's Pad, which crops as well, must leave something of the image.
-        if any(pad >= length for pad, length in zip(self.pads, self.kernel, strict=False)):
+        extents = (d * (k - 1) + 1 for d, k in zip(self.dilations, self.kernel, strict=True))
+        if any(pad >= extent for pad, extent in zip(self.pads, extents, strict=False)):
             return False
-        return self.channels * self.area <= 2 * batch * math.prod(self.output_size)
+        if self.is_depthwise:
+            return True
+        if self.groups > 1 or self.dilations != (1, 1):
+            return False
+        places = math.prod(self.output_size)
+        if self.area == 1:
+            numbers = (self.channels + self.filters) * places
+            return _REARRANGED * self.channels * self.filters <= numbers
+        return self.channels * self.area <= 2 * batch * places
+
+    @property
+    def correlated_pads(self) -> tuple[int, int, int, int]:
+        """Those of the image where the output's gradient is the kernel; negative ones crop."""
+        ends = []
+        for axis in range(_SPATIAL):
+            reach = self.dilations[axis] * (self.kernel[axis] - 1)
+            last = self.strides[axis] * (self.output_size[axis] - 1)
+            ends.append(last + reach + 1 - self.size[axis] - self.pads[axis])
+        return self.pads[0], self.pads[1], ends[0], ends[1]
 
     @property
     def spread_size(self) -> tuple[int, int]:
@@ -238,67 +257,81 @@ def blocked_input_gradient(
 def blocked_weight_gradient(
     ops: Ops, image: ir.Value, gradient: ir.Value, conv: Convolution, b: int
 ) -> ir.Value:
-    """The gradient of the kernel, as one convolution whose kernel is the output's gradient.
+    """The gradient of the kernel: of each image a convolution with its output's gradient.
 
-    The images of the batch are stacked to one of N * Hp rows, and the channels of a block lie
-    side by side in a row, so that the places and channels of the result are the places at
-    which a kernel of the size of all outputs is applied: dilated by the stride along the rows,
-    and by stride * b along the columns. Rows of zeros between the outputs of two images keep
-    them apart.
+    The strides become dilations. As a kernel, the output's gradient of one image lies in
+    memory as it is. The channels of a block lie side by side in the rows of its image, so that
+    they are places of the result: the dilation along the columns is also by the block.
 
     Args:
         ops: Where the nodes go.
         image: As the convolution read it.
         gradient: Of the output, in blocked channels.
-        conv: The sizes; dilations of 1, one group.
+        conv: The sizes.
         b: The block.
 
     Returns:
-        [O, C, KH, KW], as ONNX has it.
+        [O, C / groups, KH, KW], as ONNX has it.
     """
     (rows, columns), (down, across) = conv.kernel, conv.strides
-    height, width = conv.output_size
-    gap = -(-rows // down) - 1
-    padded = (down * (height + gap), (width - 1) * across + columns)
-    c = conv.channels if conv.reads_plain(b) else b
-    blocks, filters = conv.channels // c, conv.filters // b
+    # Channels that are places of the result, and what they are blocks of.
+    c = 1 if conv.is_depthwise else conv.channels if conv.reads_plain(b) else b
+    blocks = conv.channels // c
     if conv.reads_plain(b):
         image = ops.Reshape(image, [0, c, math.prod(conv.size)])
         image = ops.Transpose(image, perm=[0, 2, 1])
-    image = ops.Reshape(image, [-1, blocks, *conv.size, c])
-    top, left = conv.pads[:_SPATIAL]
-    bottom, right = (
-        whole - size - begin
-        for whole, size, begin in zip(padded, conv.size, (top, left), strict=True)
-    )
-    image = ops.Pad(image, [0, 0, top, left, 0, 0, 0, bottom, right, 0])
-    image = ops.Reshape(_swapped(ops, image, blocks, 5), [blocks, 1, -1, padded[1] * c])
-    kernel = ops.Reshape(gradient, [-1, filters, height, width, b])
-    kernel = ops.Pad(kernel, [0, 0, 0, 0, 0, 0, 0, gap, 0, 0])
-    kernel = ops.Reshape(_swapped(ops, kernel, filters, 5), [conv.filters, 1, -1, width])
-    products = ops.node(
-        "Conv",
-        [image, kernel],
-        {
-            "auto_pad": "NOTSET",
-            "pads": [0, 0, down * gap, 0],
-            "strides": [1, 1],
-            "dilations": [down, across * c],
-            "group": 1,
-        },
-        domain=DOMAIN,
-    )[0]
-    taken = down * (gap + 1)
+    height, width = conv.size
+    pads = conv.correlated_pads
+    # Places of the result that reach over an edge are computed one by one: with strides, few
+    # are.
+    if min(pads) < 0 or (any(pads) and not (conv.is_depthwise and min(conv.strides) > 1)):
+        top, left, bottom, right = pads
+        lanes = b if conv.is_depthwise else c
+        places = ops.Reshape(image, [-1, height, width, lanes])
+        image = ops.Pad(places, [0, top, left, 0, 0, bottom, right, 0])
+        height, width = height + top + bottom, width + left + right
+        pads = (0, 0, 0, 0)
+    image = ops.Reshape(image, [-1, blocks, height, width * c])
+    attributes = {
+        "auto_pad": "NOTSET",
+        "kernel_shape": list(conv.output_size),
+        "strides": list(conv.dilations),
+        "dilations": [down, across * c],
+        "pads": list(pads),
+        "group": conv.groups,
+    }
+    # A Scan over the images costs next to nothing, and the kernels take only one of them.
+    body = ops.body()
+    one = ir.val("image", ir.DataType.FLOAT, [blocks, height, width * c])
+    slope = ir.val("slope", ir.DataType.FLOAT, [conv.filters, *conv.output_size])
+    operands = [
+        body.Unsqueeze(one, [0 if conv.is_depthwise else 1]),
+        body.Unsqueeze(slope, [1]),
+    ]
+    (found,) = body.node("Conv", operands, attributes, domain=DOMAIN)
+    for value in (one, slope):
+        value.name = f"{found.name}/{value.name}"
+    found.dtype = ir.DataType.FLOAT
+    lead = 1 if conv.is_depthwise else blocks
+    found.shape = ir.Shape([lead, conv.filters, rows, columns * c])
+    graph = ir.Graph([one, slope], [found], nodes=body.nodes, name=f"{found.name}/body")
+    products = ops.Scan(image, gradient, body=graph, num_scan_inputs=2)
+    products = ops.ReduceSum(products, [0], keepdims=0)
+    if conv.is_depthwise:
+        products = ops.Reshape(products, [blocks // b, conv.area, b])
+        products = ops.Transpose(products, perm=[0, 2, 1])
+        return ops.Reshape(products, [conv.filters, 1, rows, columns])
     # [C/c, O/b, KH, KW, c, b] to [O/b, b, C/c, c, KH, KW], by transpositions of matrices.
-    products = ops.Reshape(products, [blocks * filters, taken * columns * c, b])
+    filters = conv.filters // b
+    products = ops.Reshape(products, [blocks * filters, conv.area * c, b])
     products = ops.Transpose(products, perm=[0, 2, 1])
-    products = ops.Reshape(products, [blocks * conv.filters, taken * columns, c])
-    products = ops.Transpose(products, perm=[0, 2, 1])
-    products = ops.Reshape(products, [blocks, conv.filters, c * taken * columns])
-    products = ops.Reshape(
-        _swapped(ops, products, blocks, 3), [conv.filters, conv.channels, taken, columns]
+    if conv.area > 1:
+        products = ops.Reshape(products, [blocks * conv.filters, conv.area, c])
+        products = ops.Transpose(products, perm=[0, 2, 1])
+    products = ops.Reshape(products, [blocks, conv.filters, c * conv.area])
+    return ops.Reshape(
+        _swapped(ops, products, blocks, 3), [conv.filters, conv.channels, rows, columns]
     )
-    return products if taken == rows else ops.Slice(products, [0], [rows], [_SPATIAL])
 
 
 def blocked_bias_gradient(ops: Ops, gradient: ir.Value, conv: Convolution, b: int) -> ir.Value:

@@ -76,6 +76,8 @@ def custom_gradient(
         value.name = f"dx{index}"
         results.append(value)
     body = _needed(op.nodes, results)
+    for each in body:
+        each.name = f"{node.op_type}Gradient/{each.name}"
     read = {value for each in body for value in each.inputs}
     present = arguments_of(node, inputs)
     operands = [call.inputs[index] for index in present]

@@ -22,17 +22,22 @@ class Ops:
     Every operator of ONNX is a method: positional arguments are inputs, keywords attributes.
     """
 
-    def __init__(self, dtype: ir.DataType | None, stem: str = "") -> None:
+    def __init__(
+        self, dtype: ir.DataType | None, stem: str = "", *, whole: "Ops | None" = None
+    ) -> None:
         """Start an empty formula.
 
         Args:
             dtype: The type that it computes in, float32 where that is not known.
             stem: What the names of its nodes and values start with.
+            whole: The formula that it is a part of.
         """
         self.dtype: Final = dtype or ir.DataType.FLOAT
-        self.nodes: Final[list[ir.Node]] = []
+        self.nodes: Final[list[ir.Node]] = [] if whole is None else whole.nodes
         self._stem = stem
-        self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+        self._constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = (
+            {} if whole is None else whole._constants
+        )
 
     def __getattr__(self, op_type: str) -> Callable[..., ir.Value]:
         """The method that adds an operator with one output."""
@@ -93,6 +98,14 @@ class Ops:
         while values and values[-1] is None:
             values.pop()
         return self._append(op_type, values, attributes or {}, domain, outputs)
+
+    def part(self, name: str) -> "Ops":
+        """The same formula; names of nodes that are added this way tell what they are for."""
+        return Ops(self.dtype, f"{self._stem}{name}/", whole=self)
+
+    def body(self) -> "Ops":
+        """An empty formula for the body of a node that is yet to be added."""
+        return Ops(self.dtype, f"{self._stem}body_{len(self.nodes)}/")
 
     def vector(self, numbers: Sequence[int]) -> ir.Value:
         """Integers as a value, where an operand will not do."""

@@ -166,6 +166,7 @@ class _Work:
         """An image of the old graph is computed in blocked channels from now on."""
         image.shape = ir.Shape(shape)
         image.type = image.type or ir.TensorType(ir.DataType.FLOAT)
+        blocked.shape, blocked.type = image.shape, image.type
         self._blocked[image] = blocked
         self._native.add(image)
 
@@ -203,13 +204,15 @@ class _Work:
             shape = known_shape(image)
             assert shape is not None
             d_blocked = self._as_blocked(gradient, ops)
-            result = blocked_input_gradient(ops, d_blocked, weight, conv, self._block)
+            part = ops.part("input")
+            result = blocked_input_gradient(part, d_blocked, weight, conv, self._block)
             self._computed(d_image, result, shape)
         if d_weight is not None:
-            results[d_weight] = self._weight_gradient(node, ops, conv)
+            results[d_weight] = self._weight_gradient(node, ops.part("kernel"), conv)
         if d_bias is not None:
             d_blocked = self._as_blocked(gradient, ops)
-            results[d_bias] = blocked_bias_gradient(ops, d_blocked, conv, self._block)
+            part = ops.part("bias")
+            results[d_bias] = blocked_bias_gradient(part, d_blocked, conv, self._block)
         for old, new in results.items():
             new.shape, new.type = old.shape, old.type
             old.name, new.name = f"{old.name}.unblocked", old.name

@@ -992,6 +992,17 @@ CASES: dict[str, Case] = {
         constants={"zero": 0.0, "one": 1.0},
         ops=["Greater", "Cast", "Less", "Cast", *["Mul"] * 4],
     ),
+    "scalars_beside_tensors_that_end_in_one": Case(
+        text="""g (float[N,4,1,1] x, float[1] s) => (float[N,4,1,1] y, float[N,4] z) {
+            a = Mul (x, s)
+            b = Max (a, half, x)
+            c = Sub (one, b)
+            f = Flatten (c)
+            z = Mul (f, s)
+            y = Mul (s, c) }""",
+        constants={"half": 0.5, "one": 1.0},
+        ops=["Mul", "Max", "Sub", "Flatten", "Mul", "Mul"],
+    ),
 }
 
 # Models with layers, in which sites are found, inserted and lowered.

@@ -145,14 +145,34 @@ CONVOLUTIONS = {
         "nothing",
     ),
     "few channels, of which the gradient is wanted": (Sizes(channels=3), "everything"),
-    "depthwise": (depthwise(), "dw"),
-    "depthwise, strided": (depthwise(strides=(2, 2), size=(8, 8)), "dw"),
+    "depthwise": (depthwise(), "nothing"),
+    "depthwise, strided": (depthwise(strides=(2, 2), size=(8, 8)), "nothing"),
     "depthwise, strided unevenly": (
         depthwise(kernel=(5, 3), pads=(2, 1, 2, 1), strides=(1, 2)),
-        "dw",
+        "nothing",
     ),
-    "depthwise, dilated": (depthwise(dilations=(2, 2), pads=(2,) * 4), "dw"),
-    "depthwise, of one place": (depthwise(kernel=(1, 1), pads=(0,) * 4), "dw"),
+    "depthwise, dilated": (depthwise(dilations=(2, 2), pads=(2,) * 4), "nothing"),
+    "depthwise, of one place": (depthwise(kernel=(1, 1), pads=(0,) * 4), "nothing"),
+    "depthwise, padded beyond its reach": (
+        depthwise(pads=(3, 0, 3, 0), strides=(2, 2), size=(8, 8)),
+        "everything",
+    ),
+    "depthwise, strides leave a rest": (
+        depthwise(kernel=(2, 2), pads=(0,) * 4, strides=(2, 2), size=(9, 7)),
+        "nothing",
+    ),
+    "of one place, large image": (
+        Sizes(kernel=(1, 1), pads=(0,) * 4, filters=2 * B, size=(24, 20)),
+        "nothing",
+    ),
+    "of one place, large image, strided": (
+        Sizes(kernel=(1, 1), pads=(0,) * 4, strides=(2, 2), size=(48, 38)),
+        "nothing",
+    ),
+    "of one place, large image of few channels": (
+        Sizes(channels=3, kernel=(1, 1), pads=(0,) * 4, size=(9, 8), wanted=("dw", "db")),
+        "nothing",
+    ),
     "of the input alone": (Sizes(wanted=("dx",)), "nothing"),
     "of the kernel alone, of one place": (
         Sizes(kernel=(1, 1), pads=(0,) * 4, wanted=("dw",)),

@@ -1,6 +1,8 @@
 """Scales have the least squared error, whatever the values are."""
 
 import itertools
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -395,3 +397,20 @@ def test_room_for_a_bias_is_made_in_the_precisions_of_its_own_layer() -> None:
     case = calibrated(plain, target)
     assert ("w1@c", "int8") in case.scales
     assert ("x@c:0", "int6") not in case.scales
+
+
+def test_values_are_let_go_before_the_next_are_computed() -> None:
+    seen: list[weakref.ref[npt.NDArray[np.float32]]] = []
+
+    def observed(number: int) -> dict[str, npt.NDArray[np.float32]]:
+        array = np.full(40_000, number, np.float32)
+        seen.append(weakref.ref(array))
+        return {"x": array}
+
+    def batches() -> Iterator[dict[str, npt.NDArray[np.float32]]]:
+        for number in range(3):
+            assert all(ref() is None for ref in seen)
+            yield observed(number)
+
+    found = sample_values(batches(), 3, seed=0)
+    assert set(found["x"]) == {0, 1, 2}

@@ -272,3 +272,17 @@ def test_each_site_of_bytes_is_dequantized_once(
     assert space.byte_sites
     assert kinds.count("QuantizeLinear") == len(space.byte_sites)
     assert kinds.count("DequantizeLinear") == len(space.byte_sites)
+
+
+def test_numbers_have_the_rank_of_kernels_of_one_place() -> None:
+    built = task("residual_network", "int4,int8,float32")
+    checked = 0
+    for node in built.fast.graph:
+        shapes = [v.shape for v in node.inputs if v is not None and v.shape is not None]
+        if node.op_type not in ("Mul", "Max", "Min", "Div", "Sub", "Add", "Equal"):
+            continue
+        tensors = [shape for shape in shapes if len(shape) == 4 and shape[0] != 1]
+        if any(shape[-1] == 1 for shape in tensors):
+            assert all(len(shape) == 4 for shape in shapes), node.name
+            checked += 1
+    assert checked

@@ -40,6 +40,7 @@ from onnx_fliqs.passes.merge_masks import MergeMasksPass
 from onnx_fliqs.passes.name_everything import NameEverythingPass
 from onnx_fliqs.passes.pad_codes import PadCodesPass
 from onnx_fliqs.passes.prefer_integer_operators import PreferIntegerOperatorsPass
+from onnx_fliqs.passes.raise_scalars import RaiseScalarsPass
 from onnx_fliqs.passes.remove_dropout import RemoveDropoutPass
 from onnx_fliqs.passes.remove_identities import RemoveIdentitiesPass
 from onnx_fliqs.passes.remove_quantization import RemoveQuantizationPass
@@ -85,6 +86,7 @@ PASSES = (
     LowerOpsetPass(oldest=13),
     PadCodesPass(),
     PreferIntegerOperatorsPass(),
+    RaiseScalarsPass(),
     SimplifyGemmPass(),
     SpecialiseSitesPass(["x"], ["y"]),
     SpellOutWindowsPass(),

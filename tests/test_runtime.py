@@ -30,6 +30,7 @@ from onnx_fliqs.runtime import (
     make_session,
     quiet_options,
     register_custom_ops,
+    run_session,
 )
 
 HEADER = '<ir_version: 10, opset_import: ["" : 17]>'
@@ -364,3 +365,30 @@ def test_quantized_operators_are_fused_unless_that_is_unwanted(
     }"""
     assert optimised(text, tmp_path, monkeypatch, fuse=True) == ["QLinearMatMul"]
     assert "MatMul" in optimised(text, tmp_path, monkeypatch, fuse=False)
+
+
+def test_what_sessions_in_turn_give_outlives_them() -> None:
+    text = """<ir_version: 9, opset_import: ["" : 20]>
+    g (float[N] x) => (float[N] y) { y = Neg (x) }"""
+    x = np.arange(100_000, dtype=np.float32)
+
+    def negated(array: Any) -> Any:
+        session = make_session(onnx.parser.parse_model(text), in_turn=True)
+        return run_session(session, ["y"], {"x": array}, borrow=True)[0]
+
+    first = negated(x)
+    others = [negated(x + number) for number in range(1, 20)]
+    np.testing.assert_array_equal(first, -x)
+    np.testing.assert_array_equal(others[-1], -x - 19)
+
+
+def test_memory_that_somebody_else_shares_already_is_shared_with_them() -> None:
+    runtime._share_arena.cache_clear()
+    runtime._share_arena()
+    runtime._share_arena.cache_clear()
+    runtime._share_arena()
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 20]> g (float x) => (float y) { y = Neg (x) }'
+    )
+    session = make_session(model, in_turn=True)
+    assert run_session(session, ["y"], {"x": np.asarray(2, np.float32)}) == [-2]
