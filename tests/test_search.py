@@ -613,16 +613,19 @@ CHILD = """
 import sys
 from pathlib import Path
 from onnx_fliqs.config import SearchConfig
-from onnx_fliqs.search_loop import search
+from onnx_fliqs.search_loop import Phase, search
+
+def told(report):
+    if report.phase is not Phase.OBSERVE:
+        print(report.step, flush=True)
+
 if __name__ == "__main__":
     model, data, folder = map(Path, sys.argv[1:])
     config = SearchConfig(
         steps=24, batch_size=16, held_out_batch=16, draws=2, refresh=10, workers=1, seed=3,
         space="int4,int6,int8", delay=0.2, freeze=0.75, checkpoint_every=2,
     )
-    search(
-        model, data, config, checkpoint=folder, progress=lambda r: print(r.step, flush=True)
-    )
+    search(model, data, config, checkpoint=folder, progress=told)
 """
 
 
