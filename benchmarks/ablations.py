@@ -110,8 +110,8 @@ CHOICES: dict[str, dict[str, Variant]] = {
             {"observe": 0.0, "delay": 0.2, "freeze": 0.5}
         ),
     },
-    "delay": _searches("delay", 0.1, 0.2),
-    "freeze": _searches("freeze", 0.1, 0.2, 0.5),
+    "delay": _searches("delay", 0.05, 0.1),
+    "freeze": _searches("freeze", 0.0, 0.3, 0.5),
     "draws": _searches("draws", 2, 8),
     "held-out batch": _searches("held_out_batch", 16, 32, 128),
     "temperature": _controllers("temperature", 0.05, 0.5, 1.0),
