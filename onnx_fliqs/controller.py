@@ -155,10 +155,6 @@ class Controller(Protocol[State]):
         """How good each choice of each decision is held to be, its cost left aside."""
         ...
 
-    def alternatives(self, state: State) -> Sequence[tuple[Row, ...]]:
-        """Preferences that what is known allows as well, and :meth:`preferences` first."""
-        ...
-
     def observe(
         self, state: State, draws: Sequence[Choices], losses: Sequence[float]
     ) -> State:

@@ -47,8 +47,6 @@ _COLDEST: Final = 1e-3
 """Share of the starting temperature that is left at the end."""
 _LEAST_SENSITIVITY: Final = 0.05
 """Of the mean one: more distortion is never predicted to be harmless."""
-_SHRINKAGES: Final = (0.1, 0.3, 3.0, 10.0, 1000.0)
-"""What the configured shrinkage is multiplied by; with the last hardly anything is learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,41 +91,29 @@ class Critic:
         count = self._shape[0] * self._shape[1]
         return CriticState(np.zeros((count, count)), np.zeros(count))
 
-    def sensitivities(self, state: CriticState, shrinkage: float | None = None) -> Matrix:
+    def sensitivities(self, state: CriticState) -> Matrix:
         """The estimated s_io, shrunk towards their common value; all 1 before any is known.
-
-        Args:
-            state: What was observed.
-            shrinkage: In place of the configured one.
 
         Returns:
             Of shape [decisions, operands].
         """
-        shrinkage = self._config.shrinkage if shrinkage is None else shrinkage
         count = len(state.moment)
         ones = np.ones(count)
         information = float(ones @ state.gram @ ones)
         common = float(ones @ state.moment) / information if information > 0 else 0.0
         if common <= 0:
             return ones.reshape(self._shape)
-        weight = shrinkage * float(np.trace(state.gram)) / count
+        weight = self._config.shrinkage * float(np.trace(state.gram)) / count
         solved = np.linalg.solve(
             state.gram + weight * np.eye(count), state.moment + weight * common * ones
         )
         result: Matrix = np.maximum(solved, _LEAST_SENSITIVITY * common)
         return result.reshape(self._shape)
 
-    def preferences(
-        self, state: CriticState, shrinkage: float | None = None
-    ) -> tuple[Row, ...]:
+    def preferences(self, state: CriticState) -> tuple[Row, ...]:
         """Predicted losses, negated."""
-        sensitivities = self.sensitivities(state, shrinkage)
+        sensitivities = self.sensitivities(state)
         return tuple(-e @ s for s, e in zip(sensitivities, self._distortions, strict=True))
-
-    def alternatives(self, state: CriticState) -> list[tuple[Row, ...]]:
-        """Predictions that trust the draws more or less, the configured one first."""
-        trust = (1.0, *_SHRINKAGES)
-        return [self.preferences(state, f * self._config.shrinkage) for f in trust]
 
     def policy(self, state: CriticState, progress: float) -> Policy:
         """The Boltzmann policy whose expected cost is the budget, or less if all is cheap.

@@ -103,10 +103,6 @@ class Reinforce:
             row - row.max() - np.log(np.sum(np.exp(row - row.max()))) for row in state.logits
         )
 
-    def alternatives(self, state: ReinforceState) -> list[tuple[Row, ...]]:
-        """There are none."""
-        return [self.preferences(state)]
-
     def observe(
         self, state: ReinforceState, draws: Sequence[Choices], losses: Sequence[float]
     ) -> ReinforceState:

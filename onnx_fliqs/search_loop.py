@@ -93,8 +93,6 @@ _EVALUATION_BATCH: Final = 64
 _VERIFIED_BATCHES: Final = 2
 _DAMAGE_BATCHES: Final = 4
 """Held-out batches on which single changes of format are measured, at most."""
-_CHOICE_BATCHES: Final = 16
-"""Held-out batches on which proposed assignments are compared, at most."""
 _COOLED: Final = 0.9
 """How far the critic's policy has cooled before the first step, as a share: while weights
 train, it should hardly change its mind any more."""
@@ -462,7 +460,8 @@ class _Run:
             rng = np.random.default_rng(self._setup.config.seed)
             return random_choices(costs, rng, borders)
         if strategy is Strategy.FLIQS:
-            return self._best_projection(state)
+            preferences = self._controller.preferences(state.controller)
+            return project(preferences, costs, self._controller.slack, borders)
         damage = measure_damage(
             costs,
             self._space.as_precise,
@@ -472,25 +471,6 @@ class _Run:
         )
         choose = greedy_choices if strategy is Strategy.GREEDY else program_choices
         return choose(costs, damage, borders)
-
-    def _best_projection(self, state: SearchState) -> Choices:
-        """The best within the budget of what the controller proposes, as it is measured.
-
-        Sums of what layers add are a model: how far the draws are to be trusted in it is
-        better seen by trying.
-        """
-        proposed = self._controller.alternatives(state.controller)
-        found = list(
-            dict.fromkeys(
-                project(preferences, self._costs, self._controller.slack, self._borders)
-                for preferences in proposed
-            )
-        )
-        if len(found) == 1:
-            return found[0]
-        losses = self._damage_losses(found, state.train, state.scales, _CHOICE_BATCHES)
-        finite = [loss if math.isfinite(loss) else math.inf for loss in losses]
-        return found[finite.index(min(finite))]
 
     def _damage_losses(
         self,
