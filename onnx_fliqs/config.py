@@ -62,7 +62,7 @@ class SearchConfig:
     delay: float = 0.0
     """Share of the steps before the policy learns: formats are drawn uniformly. REINFORCE,
     which observes nothing before, wants about 0.2 (and ``freeze`` about 0.75)."""
-    freeze: float = 0.3
+    freeze: float = 0.1
     """Share of the steps after which the assignment is fixed; the rest trains it alone."""
     draws: int = 4
     """Assignments scored on one held-out batch per step."""
