@@ -90,7 +90,8 @@ def _title(value: Any) -> str:
 
 def _reinforce(**settings: Any) -> Variant:
     """As published: a policy that learns slowly needs more of the steps."""
-    return Variant({"delay": 0.2, "freeze": 0.75}, {"method": Method.REINFORCE, **settings})
+    published = {"method": Method.REINFORCE, "signal": Signal.LOSS}
+    return Variant({"delay": 0.2, "freeze": 0.75}, published | settings)
 
 
 def _optimizer(kind: Optimizer, *rates: float) -> dict[str, Variant]:

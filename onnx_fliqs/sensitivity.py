@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from onnx_fliqs.controller import Choices, Row
 from onnx_fliqs.cost import CostTable
+from onnx_fliqs.strategies import finite
 
 __all__ = ["measure_sensitivity", "with_sensitivity"]
 
@@ -33,8 +34,7 @@ def measure_sensitivity(
     """
     best = tuple(len(row) - 1 for row in costs)
     changed = [(*best[:i], 0, *best[i + 1 :]) for i in range(len(best))]
-    found = np.asarray(losses([best, *changed]), np.float64)
-    found = np.where(np.isfinite(found), found, np.max(found[np.isfinite(found)], initial=0.0))
+    found = finite(losses([best, *changed]))
     growth: Row = np.maximum(found[1:] - found[0], 0.0)
     return growth
 

@@ -20,6 +20,7 @@ from onnx_fliqs.projection import project
 
 __all__ = [
     "Strategy",
+    "finite",
     "greedy_choices",
     "measure_damage",
     "program_choices",
@@ -61,6 +62,14 @@ def single_changes(costs: CostTable) -> list[Choices]:
     return [best, *changed]
 
 
+def finite(losses: Sequence[float]) -> Row:
+    """Losses; one that is not finite counts as the largest that is, or 0 if none is."""
+    found = np.asarray(losses, np.float64)
+    known = np.isfinite(found)
+    result: Row = np.where(known, found, np.max(found[known], initial=0.0))
+    return result
+
+
 def measure_damage(
     costs: CostTable,
     as_precise: Sequence[npt.NDArray[np.bool_]],
@@ -79,8 +88,7 @@ def measure_damage(
         and, since noise is no merit, never less than that of a more precise choice. A loss
         that is not finite counts as the largest that is.
     """
-    found = np.asarray(losses(single_changes(costs)), np.float64)
-    found = np.where(np.isfinite(found), found, np.max(found[np.isfinite(found)], initial=0.0))
+    found = finite(losses(single_changes(costs)))
     added = iter(found[1:] - found[0])
     rows = []
     for row, finer in zip(costs, as_precise, strict=True):
