@@ -365,6 +365,15 @@ def test_what_lies_between_convolutions_stays_blocked(name: str) -> None:
     assert does(rewritten(graph(text))) == expected
 
 
+@pytest.mark.parametrize("name", ["residual", "mask", "bytes"])
+def test_blocked_values_tell_their_shapes_and_types(name: str) -> None:
+    """Later passes look at the last axis."""
+    after = rewritten(graph(GRAPHS[name][0]))
+    for node in after.graph:
+        if node.op_type in {"Conv", "Add", "Greater", "Where", "DequantizeLinear"}:
+            assert all(v.shape is not None and v.dtype is not None for v in node.outputs), node
+
+
 def test_a_relu_is_computed_by_the_convolution() -> None:
     after = rewritten(graph("[r] y = Relu (c)"))
     (conv,) = (node for node in after.graph if node.op_type == "Conv")
