@@ -16,6 +16,7 @@ import onnx_ir as ir
 from architectures import ARCHITECTURES
 from onnx import parser
 
+from onnx_fliqs.batch_parts import part_sizes, values_per_sample
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import sample, uniform
 from onnx_fliqs.critic import Critic
@@ -38,7 +39,7 @@ from onnx_fliqs.runtime import (
     run_session,
 )
 from onnx_fliqs.search_setup import Setup, set_up
-from onnx_fliqs.train_step import Batch, TrainStep, part_sizes
+from onnx_fliqs.train_step import Batch, TrainStep
 from onnx_fliqs.trainability import trainable_parameters
 
 __all__ = [
@@ -119,7 +120,8 @@ class Task:
 
     def parts(self, batch: Batch) -> list[Batch]:
         """The batch cut as a search cuts it."""
-        sizes = part_sizes(batch.size, self.threads)
+        values = values_per_sample(canonicalise(self.load()))
+        sizes = part_sizes(batch.size, self.threads, values)
         cuts = np.split(np.arange(batch.size), np.cumsum(sizes)[:-1])
         assert batch.labels is not None
         return [
@@ -200,7 +202,7 @@ class _PlainStep:
         self._moments = [
             make(np.zeros(array.shape, np.float32)) for _ in range(2) for array in self._arrays
         ]
-        self._pool = ThreadPoolExecutor(len(self._parts))
+        self._pool = ThreadPoolExecutor(task.threads)
 
     def step(self) -> list[list[Any]]:
         """One step; gives the loss and the gradients of every part."""

@@ -31,6 +31,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
+from onnx_fliqs.batch_parts import part_sizes, values_per_sample
 from onnx_fliqs.borders import spent
 from onnx_fliqs.budget_shares import budget_reports
 from onnx_fliqs.calibrate import (
@@ -82,7 +83,7 @@ from onnx_fliqs.strategies import (
     uniform_choices,
 )
 from onnx_fliqs.thresholds import Statistics
-from onnx_fliqs.train_step import Batch, TrainState, TrainStep, part_sizes
+from onnx_fliqs.train_step import Batch, TrainState, TrainStep
 from onnx_fliqs.trainability import trainable_parameters
 
 __all__ = ["Phase", "Progress", "search"]
@@ -211,7 +212,7 @@ class _Run:
         observes = searches and config.controller.method is Method.CRITIC
         self._rounds = round(config.observe * config.steps) if observes else 0
         self._uniform = uniform([len(row) for row in self._costs])
-        self._parts = _part_sizes(setup.train, config)
+        self._parts = _part_sizes(setup)
         outputs = setup.objective.outputs
         self._step = TrainStep(
             with_sites(setup.prepared),
@@ -689,12 +690,14 @@ def _rank(quality: float, loss: float, labelled: bool) -> tuple[float, float]:
     return tuple(-math.inf if math.isnan(v) else v for v in merits)  # type: ignore[return-value]
 
 
-def _part_sizes(data: Dataset, config: SearchConfig) -> list[int]:
+def _part_sizes(setup: Setup) -> list[int]:
     """How a training batch is cut."""
+    config, data = setup.config, setup.train
     fixed = data.fixed_batch
     if fixed is not None:
         return [fixed] * max(1, round(config.batch_size / fixed))
-    return part_sizes(min(config.batch_size, len(data)), config.threads)
+    values = values_per_sample(setup.prepared.canonical)
+    return part_sizes(min(config.batch_size, len(data)), config.threads, values)
 
 
 def _batches(data: Dataset, size: int) -> list[Batch]:

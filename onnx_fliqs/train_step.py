@@ -39,11 +39,9 @@ from onnx_fliqs.teacher import Teacher
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
 
-__all__ = ["Batch", "StepReport", "TrainState", "TrainStep", "part_sizes"]
+__all__ = ["Batch", "StepReport", "TrainState", "TrainStep"]
 
 Array: TypeAlias = npt.NDArray[Any]
-
-_LARGEST_PART: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +92,6 @@ class StepReport:
     """Length of the gradient."""
     applied: bool
     """Whether the gradient was finite, so that the weights changed."""
-
-
-def part_sizes(batch: int, workers: int) -> list[int]:
-    """Cut a batch: as many parts for each worker, of at most 32 samples.
-
-    Small parts need less memory at once, and more of it stays in the caches.
-
-    Args:
-        batch: Samples.
-        workers: Parts that run side by side.
-    """
-    rounds = -(-batch // (_LARGEST_PART * workers))
-    count = min(workers * rounds, batch)
-    return [len(part) for part in np.array_split(np.arange(batch), count)]
 
 
 class TrainStep:
