@@ -56,19 +56,24 @@ class SearchConfig:
     """Share of the divergence from the float model in a labelled loss."""
     validation: float = 0.1
     """Share of the data that is held out for rewards and for the choice of the best."""
-    observe: float = 0.5
+    observe: float = 0.15
     """Critic: rounds of draws that are scored on the float network before anything trains, as
     a share of the steps; 0 lets it start from distortions alone."""
+    refine: int = 3
+    """Critic: how often the assignment that the weights train on is refined while they do,
+    evenly up to ``freeze``. 0: weights train on draws of the policy, which goes on learning
+    from them at every step, as REINFORCE does."""
     delay: float = 0.0
     """Share of the steps before the policy learns: formats are drawn uniformly. REINFORCE,
     which observes nothing before, wants about 0.2 (and ``freeze`` about 0.75)."""
-    freeze: float = 0.1
+    freeze: float = 0.6
     """Share of the steps after which the assignment is fixed; the rest trains it alone."""
     draws: int = 4
-    """Assignments scored on one held-out batch per step."""
+    """Assignments of the policy that are scored on one held-out batch."""
     held_out_batch: int = 64
-    refresh: int = 50
-    """Steps between recalculations of the clipping thresholds."""
+    refresh: int | None = None
+    """Steps between recalculations of the clipping thresholds; None: they stay as calibrated
+    on the float network, and the weights learn to live with them."""
     checkpoint_every: int = 25
     """Steps between checkpoints."""
     workers: int | None = None
@@ -82,8 +87,9 @@ class SearchConfig:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
 
     def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "held_out_batch", "refresh", "checkpoint_every")
-        for name in (*counts, *(("workers",) if self.workers is not None else ())):
+        counts = ("steps", "batch_size", "held_out_batch", "checkpoint_every")
+        optional = ("refresh", "workers")
+        for name in (*counts, *(n for n in optional if getattr(self, n) is not None)):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         fewest = 2 if self.controller.method is Method.CRITIC else 1
@@ -114,8 +120,12 @@ class SearchConfig:
             raise ConfigError(f"validation must be between 0 and 1, got {self.validation:g}")
         if not 0 <= self.observe < math.inf:
             raise ConfigError(f"observe must not be negative, got {self.observe:g}")
+        if self.refine < 0:
+            raise ConfigError(f"refine must not be negative, got {self.refine}")
         if not 0 <= self.delay <= self.freeze <= 1:
             raise ConfigError("delay and freeze must satisfy 0 <= delay <= freeze <= 1")
+        if self.refines and self.delay > 0:
+            raise ConfigError("delay is for weights that train on draws: it needs refine=0")
 
     def _check_assignment(self) -> None:
         """An assignment leaves nothing to choose."""
@@ -142,6 +152,12 @@ class SearchConfig:
         if isinstance(self.budget, Budget):
             return (self.budget,)
         return self.budget or ()
+
+    @property
+    def refines(self) -> bool:
+        """Whether weights train on an assignment that is refined, not on draws."""
+        critic = self.controller.method is Method.CRITIC
+        return critic and self.strategy is Strategy.FLIQS and self.refine > 0
 
     @property
     def threads(self) -> int:

@@ -1,17 +1,19 @@
-"""The one-shot search: weights and policy are trained together, then the policy is fixed.
+"""The one-shot search: weights and assignment are found together, then one is fixed.
 
 Before the first step the critic observes the float network: how much each layer alone adds
-to the loss, and rounds of draws from a policy that cools down. Then three phases, by step:
+to the loss, and rounds of draws from a policy that cools down until it is deterministic. Then:
 
-1. *delay* (none by default): formats are drawn uniformly and the weights train; the policy
-   does not learn;
-2. *search*: formats are drawn from the policy, which learns from the loss of several draws on
-   held-out samples and grows deterministic;
-3. *frozen*: the preferred assignment within the budget is fixed, and the weights train on
-   it alone. Its best weights on the held-out samples are what is served.
+1. *search*: the weights train on the assignment within the budget that is held to be best.
+   Now and then it is refined (:mod:`~onnx_fliqs.refinement`): changes are scored on held-out
+   samples with the weights as they are by then, which have mended some damage and not other;
+2. *frozen*: the assignment is fixed after a last refinement, and the weights train on.
+   The best weights on the held-out samples are what is served.
 
-The baselines (see :mod:`~onnx_fliqs.strategies`) have the last phase only, and REINFORCE
-observes nothing before the first step.
+REINFORCE, and the critic if nothing is refined, search by draws instead. They begin with a
+*delay*, in which formats are drawn uniformly and the policy does not learn; in the search
+phase the weights train on draws of the policy, which learns from the loss of several draws on
+held-out samples; and what it prefers within the budget is fixed. The baselines
+(see :mod:`~onnx_fliqs.strategies`) have the frozen phase only.
 
 Everything a step does is a function of its number, the seed and one :class:`SearchState`, so a
 search that continues from a checkpoint ends with the same bytes as one that never stopped.
@@ -48,6 +50,7 @@ from onnx_fliqs.controller import (
     Controller,
     Method,
     Policy,
+    Row,
     Signal,
     entropy,
     expected_cost,
@@ -67,15 +70,17 @@ from onnx_fliqs.latency_report import LatencyReport, report_latency
 from onnx_fliqs.objective import Metric, quality
 from onnx_fliqs.prepare import make_batch, weights_of, with_sites, with_weights
 from onnx_fliqs.projection import project
+from onnx_fliqs.refinement import MOST_CHANGES, RADII, refine
 from onnx_fliqs.reinforce import Reinforce
 from onnx_fliqs.report import SearchResult, layer_reports
 from onnx_fliqs.runtime import load_training, make_session
 from onnx_fliqs.search_setup import Setup, set_up
 from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
-from onnx_fliqs.sensitivity import measure_sensitivity, with_sensitivity
+from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices, with_sensitivity
 from onnx_fliqs.sites import ScaleTable, SiteValues
 from onnx_fliqs.strategies import (
     Strategy,
+    finite,
     greedy_choices,
     measure_damage,
     program_choices,
@@ -95,8 +100,17 @@ _VERIFIED_BATCHES: Final = 2
 _DAMAGE_BATCHES: Final = 4
 """Held-out batches on which single changes of format are measured, at most."""
 _COOLED: Final = 0.9
-"""How far the critic's policy has cooled before the first step, as a share: while weights
-train, it should hardly change its mind any more."""
+"""How far the critic's policy has cooled before the first step if weights train on its draws,
+as a share: it should hardly change its mind any more."""
+_MOST_ROUNDS: Final = 3
+"""Of one refinement."""
+_REFINED: Final = 0.75
+"""Held-out samples that refinements may score, for each sample the weights train on."""
+_FEWEST_REFINED: Final = 2
+_MOST_REFINED: Final = 16
+"""Held-out batches on which a refinement scores an assignment."""
+_FEWEST_DECISIONS: Final = 32
+"""That a round of refinement looks at, if there are so many."""
 _EVALUATIONS: Final = 5
 """How often the frozen phase looks for its best weights."""
 _KEPT_SCALE: Final = 0.5
@@ -131,7 +145,8 @@ class Progress:
     loss: float
     """Training loss of this step; NaN if nothing trains."""
     held_out: float
-    """Mean loss of the policy's draws on held-out samples; NaN in the frozen phase."""
+    """Loss on held-out samples, where it was measured, else NaN: the mean of the policy's
+    draws, or that of the assignment that the weights train on."""
     cost: float
     """Expected cost as a share of the budget; of several, the largest share."""
     entropy: float
@@ -211,6 +226,11 @@ class _Run:
         self._costs, self._borders = setup.costs, setup.borders
         observes = searches and config.controller.method is Method.CRITIC
         self._rounds = round(config.observe * config.steps) if observes else 0
+        refinements = config.refine if config.refines else 0
+        self._refined_at = {
+            round(self._freeze * number / refinements): number
+            for number in range(1, refinements + 1)
+        }
         self._uniform = uniform([len(row) for row in self._costs])
         self._parts = _part_sizes(setup)
         outputs = setup.objective.outputs
@@ -227,6 +247,8 @@ class _Run:
         )
         self._held_out = _batches(setup.held_out, _EVALUATION_BATCH)
         self._teacher = self._without_filling(self._step.teacher_outputs(self._held_out))
+        measures = self._rounds or self._refined_at
+        self._sensitivity = self._measure_sensitivity() if measures else ()
         self._controller = self._make_controller()
 
     def close(self) -> None:
@@ -255,9 +277,13 @@ class _Run:
     def _observe(
         self, state: SearchState, progress: Callable[[Progress], None] | None
     ) -> SearchState:
-        """Rounds of draws on the float network, from a policy that cools down."""
+        """Rounds of draws on the float network, from a policy that cools down.
+
+        Where weights train on an assignment, it is the last thing that is chosen.
+        """
+        cooled = 1.0 if self._refined_at else _COOLED
         for number in range(self._rounds):
-            policy = self._controller.policy(state.controller, _COOLED * number / self._rounds)
+            policy = self._controller.policy(state.controller, cooled * number / self._rounds)
             rng = np.random.default_rng([self._setup.config.seed, number, 1])
             state, held_out = self._learn(state, policy, rng, number)
             if progress is not None:
@@ -272,7 +298,9 @@ class _Run:
                     quality=None,
                 )
                 progress(report)
-        return state
+        if not self._refined_at:
+            return state
+        return self._refine(replace(state, current=self._start(state)), 0)[0]
 
     def loop(
         self, state: SearchState, progress: Callable[[Progress], None] | None
@@ -295,18 +323,21 @@ class _Run:
 
     def _advance(self, state: SearchState) -> tuple[SearchState, Progress]:
         config, step = self._setup.config, state.step
+        held_out = math.nan
+        if step in self._refined_at:
+            state, held_out = self._refine(state, self._refined_at[step])
         if step == self._freeze:
             state = self._fix(state)
         elif step == self._look_back:
             state = replace(state, earlier=self._choose(state))
-        if step % config.refresh == 0 and step > 0:
+        if config.refresh is not None and step % config.refresh == 0 and step > 0:
             state = replace(state, scales=self._rescale(state))
         phase = self._phase(step)
         rng = np.random.default_rng([config.seed, step, 0])
         policy = self._policy(state)
-        state, loss = self._train(state, state.final or sample(policy, rng))
-        held_out = math.nan
-        if phase is not Phase.FROZEN:
+        fixed = state.final or state.current
+        state, loss = self._train(state, fixed or sample(policy, rng))
+        if fixed is None:
             state, held_out = self._learn(state, policy, rng, self._rounds + step)
         state = replace(state, step=step + 1)
         measured = None
@@ -317,7 +348,7 @@ class _Run:
             steps=config.steps,
             phase=phase,
             loss=loss,
-            held_out=math.nan if phase is Phase.FROZEN else held_out,
+            held_out=held_out,
             cost=self._expected_cost(state, policy),
             entropy=entropy(policy) if state.final is None else state.entropy,
             quality=measured,
@@ -343,6 +374,8 @@ class _Run:
 
         It starts at the end of the delay: from 0, or from where observation left off.
         """
+        if self._refined_at:
+            return 1.0
         start = _COOLED if self._rounds else 0.0
         passed = (step - self._delay) / max(1, self._freeze - self._delay)
         return start + (1 - start) * passed
@@ -358,8 +391,9 @@ class _Run:
         return step >= self._last and (steps - step) % every == 0
 
     def _expected_cost(self, state: SearchState, policy: Policy) -> float:
-        if state.final is not None:
-            return spent(self._costs, self._borders, state.final)
+        fixed = state.final or state.current
+        if fixed is not None:
+            return spent(self._costs, self._borders, fixed)
         return expected_cost(policy, self._costs)
 
     def _values(self, choices: Choices, scales: ScaleTable) -> SiteValues:
@@ -460,6 +494,8 @@ class _Run:
         if strategy is Strategy.RANDOM:
             rng = np.random.default_rng(self._setup.config.seed)
             return random_choices(costs, rng, borders)
+        if strategy is Strategy.FLIQS and state.current is not None:
+            return state.current
         if strategy is Strategy.FLIQS:
             preferences = self._controller.preferences(state.controller)
             return project(preferences, costs, self._controller.slack, borders)
@@ -532,8 +568,12 @@ class _Run:
     def _activation_scales(self, state: SearchState) -> Scales:
         """Of what the network as it is now makes of some training samples."""
         space, config = self._space, self._setup.config
-        choices = state.final or most_probable(
-            self._controller.policy(state.controller, self._progress(state.step))
+        choices = (
+            state.final
+            or state.current
+            or most_probable(
+                self._controller.policy(state.controller, self._progress(state.step))
+            )
         )
         names = [site.tensor for site in space.sites if not site.is_weight]
         data = self._setup.train
@@ -557,21 +597,81 @@ class _Run:
         if config.controller.method is Method.REINFORCE:
             return Reinforce(self._costs, config.controller)
         distortions = setup.distortions
-        if self._rounds:
-            # No more samples than the draws are scored on, so that short searches of deep
-            # networks do not consist of this.
-            scored = self._rounds * config.draws * config.held_out_batch
-            enough = scored // ((len(self._costs) + 1) * _EVALUATION_BATCH)
-            batches = min(max(1, enough), _DAMAGE_BATCHES)
-            initial = self._step.initial()
-            sensitivity = measure_sensitivity(
-                self._costs,
-                lambda candidates: self._damage_losses(
-                    candidates, initial, setup.scales, batches
-                ),
-            )
-            distortions = with_sensitivity(distortions, sensitivity)
+        if self._sensitivity:
+            distortions = with_sensitivity(distortions, self._sensitivity)
         return Critic(self._costs, distortions, config.controller)
+
+    def _measure_sensitivity(self) -> tuple[Row, ...]:
+        """What single changes cost the float network."""
+        setup, config = self._setup, self._setup.config
+        # No more samples than the draws are scored on, so that short searches of deep
+        # networks do not consist of this.
+        scored = self._rounds * config.draws * config.held_out_batch
+        evaluations = 1 + sum(len(measured_choices(len(row))) for row in self._costs)
+        batches = min(
+            max(_FEWEST_REFINED, scored // (evaluations * _EVALUATION_BATCH)), _DAMAGE_BATCHES
+        )
+        initial = self._step.initial()
+        return measure_sensitivity(
+            self._costs,
+            setup.distortions,
+            lambda candidates: self._damage_losses(candidates, initial, setup.scales, batches),
+        )
+
+    # --- refinement ------------------------------------------------------------------------
+
+    def _start(self, state: SearchState) -> Choices:
+        """The best on the float network: of what the critic prefers, and what it started from.
+
+        Where few bits leave little of the float network, draws from afar tell less than single
+        changes do.
+        """
+        program = program_choices(self._costs, self._sensitivity, self._borders)
+        candidates = [self._choose(state), program]
+        losses = finite(
+            self._damage_losses(candidates, state.train, state.scales, len(self._held_out))
+        )
+        return candidates[int(np.argmin(losses))]
+
+    def _refine(self, state: SearchState, number: int) -> tuple[SearchState, float]:
+        """Refine what the weights train on, with the weights as they are.
+
+        Args:
+            state: Before.
+            number: Of the refinement.
+
+        Returns:
+            The state after it, and the loss on the held-out samples that verified it.
+        """
+        assert state.current is not None
+        config, data = self._setup.config, self._setup.held_out
+        size = data.fixed_batch or min(config.held_out_batch, len(data))
+        # Evaluations of a round on one batch.
+        samples = _REFINED * config.steps * config.batch_size
+        each = samples / (len(self._refined_at) + 1) / _MOST_ROUNDS / size
+        decisions = max(_FEWEST_DECISIONS, int(each / _FEWEST_REFINED / MOST_CHANGES))
+        evaluated = MOST_CHANGES * min(decisions, len(self._costs)) + len(RADII)
+        batches = min(max(_FEWEST_REFINED, int(each / evaluated)), _MOST_REFINED)
+
+        def losses(candidates: Sequence[Choices], draw: int) -> Row:
+            values = [self._values(choices, state.scales) for choices in candidates]
+            scored = []
+            for batch in range(draw * batches, (draw + 1) * batches):
+                rows = batch_indices(len(data), size, batch, config.seed + 2)
+                scored.append(self._step.losses(state.train, make_batch(data, rows), values))
+            found: Row = np.mean(scored, axis=0)
+            return found
+
+        refined, loss = refine(
+            state.current,
+            self._costs,
+            self._controller.preferences(state.controller),
+            losses,
+            rounds=range(number * _MOST_ROUNDS, (number + 1) * _MOST_ROUNDS),
+            decisions=decisions,
+            borders=self._borders,
+        )
+        return replace(state, current=refined), loss
 
     # --- checkpoints -----------------------------------------------------------------------
 
@@ -650,7 +750,7 @@ class _Run:
         assert state.final is not None and state.best is not None  # noqa: PT018 - as above
         curves = state.history.curves(config.steps)
         favourites = None
-        if config.strategy is Strategy.FLIQS:
+        if config.strategy is Strategy.FLIQS and not self._refined_at:
             favourites = most_probable(self._controller.policy(state.controller, 1.0))
         evidence = Evidence(
             curves=curves,

@@ -62,7 +62,7 @@ def single_changes(costs: CostTable) -> list[Choices]:
     return [best, *changed]
 
 
-def finite(losses: Sequence[float]) -> Row:
+def finite(losses: Sequence[float] | Row) -> Row:
     """Losses; one that is not finite counts as the largest that is, or 0 if none is."""
     found = np.asarray(losses, np.float64)
     known = np.isfinite(found)

@@ -31,9 +31,12 @@ CONFIG = SearchConfig(
     refresh=3,
     workers=1,
     learning_rate=1e-2,
+    refine=0,
+    observe=0.5,
     delay=0.2,
     freeze=0.5,
 )
+REFINED = replace(CONFIG, refine=3, delay=0.0, refresh=None)
 
 
 def change(controller: Mapping[str, Any] | None = None, **settings: Any) -> SearchConfig:
@@ -44,7 +47,7 @@ def policy_gradient(**settings: Any) -> SearchConfig:
     return change({"method": Method.REINFORCE, "learning_rate": 0.5, **settings})
 
 
-PLAIN = {"critic": CONFIG, "reinforce": policy_gradient()}
+PLAIN = {"critic": CONFIG, "reinforce": policy_gradient(), "refined": REFINED}
 # Name → which of the two it changes, and how.
 CHOICES: dict[str, tuple[str, SearchConfig]] = {
     "loss": ("critic", change({"signal": Signal.LOSS})),
@@ -59,6 +62,10 @@ CHOICES: dict[str, tuple[str, SearchConfig]] = {
     "calibrated": ("critic", change(statistics=Statistics.CALIBRATED)),
     "momentum": ("critic", change(optimizer=Optimizer.RELATIVE_MOMENTUM)),
     "adam": ("critic", change(optimizer=Optimizer.ADAM)),
+    "refined": ("critic", REFINED),
+    "refined twice": ("refined", replace(REFINED, refine=2)),
+    "refined, not observed": ("refined", replace(REFINED, observe=0.0)),
+    "refined, refreshed": ("refined", replace(REFINED, refresh=3)),
     "one-sided": ("reinforce", policy_gradient(reward=RewardForm.ONE_SIDED)),
     "exponential": (
         "reinforce",
@@ -104,7 +111,7 @@ def written(result: SearchResult) -> bytes:
 def test_every_choice_changes_the_course_of_a_search(name: str) -> None:
     method, config = CHOICES[name]
     found = course(config)
-    rounds = config.steps // 2 if method == "critic" else 0
+    rounds = round(config.observe * config.steps) if method != "reinforce" else 0
     assert len(found) == rounds + config.steps
     assert found != course(PLAIN[method])
 

@@ -1,0 +1,171 @@
+"""A refinement makes an assignment better where it can, and never leaves the budget."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnx_fliqs.borders import Border, spent
+from onnx_fliqs.controller import Choices, Row
+from onnx_fliqs.refinement import MOST_CHANGES, RADII, refine
+
+BITS = np.array([2.0, 3.0, 4.0, 6.0, 8.0])
+
+
+class Network:
+    """Losses that are known: what choices add, and a term for each pair of neighbours."""
+
+    def __init__(self, seed: int, decisions: int, interaction: float) -> None:
+        rng = np.random.default_rng(seed)
+        macs = rng.lognormal(size=decisions)
+        self.costs = tuple(m * BITS**2 / (macs.sum() * 4.0**2) for m in macs)
+        self.damage = [s * 4.0**-BITS for s in rng.lognormal(sigma=2, size=decisions)]
+        self.interaction = interaction
+        self.asked: list[list[Choices]] = []
+
+    def loss(self, choices: Choices) -> float:
+        own = [float(row[c]) for row, c in zip(self.damage, choices, strict=True)]
+        pairs = [math.sqrt(a * b) for a, b in itertools.pairwise(own)]
+        return 1 + sum(own) + self.interaction * sum(pairs)
+
+    def losses(self, candidates: Sequence[Choices], _: int) -> Row:
+        self.asked.append(list(candidates))
+        return np.array([self.loss(choices) for choices in candidates])
+
+    @property
+    def preferences(self) -> list[Row]:
+        return [-row for row in self.damage]
+
+    def refined(self, start: Choices, rounds: int = 20, decisions: int = 99) -> Choices:
+        found, loss = refine(
+            start,
+            self.costs,
+            self.preferences,
+            self.losses,
+            rounds=range(rounds),
+            decisions=decisions,
+        )
+        if rounds:
+            assert loss == self.loss(found)
+        return found
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    decisions=st.integers(1, 6),
+    interaction=st.sampled_from([0.0, 1.0, -0.5]),
+    window=st.integers(1, 8),
+)
+def test_it_ends_better_within_the_budget(
+    seed: int, decisions: int, interaction: float, window: int
+) -> None:
+    network = Network(seed, decisions, interaction)
+    start = (1,) * decisions
+    found = network.refined(start, rounds=4, decisions=window)
+    assert network.loss(found) <= network.loss(start)
+    assert spent(network.costs, (), found) <= 1 + 1e-9
+
+
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 2**32 - 1), decisions=st.integers(2, 5))
+def test_of_a_sum_it_finds_what_no_single_changes_improve(seed: int, decisions: int) -> None:
+    network = Network(seed, decisions, 0.0)
+    found = network.refined((2,) * decisions)
+    for choices in itertools.product(*[{max(c - 1, 0), c, min(c + 1, 4)} for c in found]):
+        if spent(network.costs, (), choices) <= 1:
+            assert network.loss(found) <= network.loss(choices) * (1 + 1e-9)
+
+
+def test_evaluations_do_not_grow_with_the_choices() -> None:
+    rng = np.random.default_rng(0)
+    count, decisions = 40, 5
+    costs = tuple(np.sort(rng.random(count)) / decisions for _ in range(decisions))
+    damage = [np.sort(rng.random(count))[::-1] for _ in range(decisions)]
+    sizes = []
+
+    def losses(candidates: Sequence[Choices], _: int) -> Row:
+        sizes.append(len(candidates))
+        return np.array(
+            [sum(r[c] for r, c in zip(damage, a, strict=True)) for a in candidates]
+        )
+
+    refine((3,) * decisions, costs, [-d for d in damage], losses, rounds=[0], decisions=99)
+    single, verified = sizes
+    assert single <= 1 + MOST_CHANGES * decisions
+    assert verified <= 1 + len(RADII)
+
+
+def test_of_choices_that_cost_the_same_the_preferred_one_is_tried() -> None:
+    costs = (np.array([0.5, 0.5, 0.5, 1.0]),)
+    tried: list[Choices] = []
+
+    def losses(candidates: Sequence[Choices], _: int) -> Row:
+        tried.extend(candidates)
+        return np.array([{0: 4.0, 1: 3.0, 2: 2.0, 3: 9.0}[a[0]] for a in candidates])
+
+    preferences = [np.array([-3.0, -2.0, -1.0, 0.0])]
+    found, _ = refine((0,), costs, preferences, losses, rounds=[0], decisions=1)
+    assert found == (2,)
+    assert (1,) not in tried
+
+
+def test_windows_reach_every_decision() -> None:
+    """In a round a third is looked at; every third round it is the same."""
+    network = Network(1, 6, 0.0)
+    found = network.refined((1,) * 6, rounds=12, decisions=2)
+    changed = [{a for a in asked if a != asked[0]} for asked in network.asked[::2]]
+    for number, singles in enumerate(changed[:3]):
+        differing = {
+            i
+            for a in singles
+            for i, (x, y) in enumerate(zip(a, (1,) * 6, strict=True))
+            if x != y
+        }
+        if number == 0:
+            assert differing == {0, 1}
+    assert network.loss(found) < network.loss((1,) * 6)
+    assert found != (1,) * 6
+
+
+def test_a_border_counts_in_the_budget() -> None:
+    """Either layer would gain from the dearer kind, but crossing to it is not affordable."""
+    costs = (np.array([0.3, 0.45]), np.array([0.3, 0.45]))
+    border = Border(0, 1, (("int", "float"), ("int", "float")), 0.3)
+
+    def losses(candidates: Sequence[Choices], _: int) -> Row:
+        return np.array([2.0 - 1.0 * a[0] - 0.5 * a[1] for a in candidates])
+
+    preferences = [np.array([-1.0, 0.0])] * 2
+    apart, _ = refine(
+        (0, 0), costs, preferences, losses, rounds=range(3), decisions=2, borders=[border]
+    )
+    assert apart == (1, 1)
+    tight = (np.array([0.3, 0.45]), np.array([0.3, 0.6]))
+    stuck, _ = refine(
+        (0, 0), tight, preferences, losses, rounds=range(3), decisions=2, borders=[border]
+    )
+    assert stuck == (0, 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_losses_that_are_not_finite_are_no_improvement(bad: float) -> None:
+    costs = (np.array([0.2, 0.4]), np.array([0.2, 0.4]))
+
+    def losses(candidates: Sequence[Choices], _: int) -> Row:
+        return np.array([bad if a != (0, 0) else 1.0 for a in candidates])
+
+    found, loss = refine(
+        (0, 0), costs, [np.array([-1.0, 0.0])] * 2, losses, rounds=[0], decisions=2
+    )
+    assert (found, loss) == ((0, 0), 1.0)
+
+
+def test_without_rounds_nothing_is_measured() -> None:
+    network = Network(0, 3, 0.0)
+    assert network.refined((2, 2, 2), rounds=0) == (2, 2, 2)
+    assert not network.asked
