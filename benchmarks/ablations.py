@@ -105,18 +105,19 @@ def _optimizer(kind: Optimizer, *rates: float) -> dict[str, Variant]:
 CHOICES: dict[str, dict[str, Variant]] = {
     "learning rate": _searches("learning_rate", 5e-4, 2e-3, 4e-3),
     "distillation": _searches("distillation", 0.0, 1.0),
-    "observe": {
-        **_searches("observe", 0.0, 0.25, 1.0),
-        "not, but delay and freeze later": Variant(
-            {"observe": 0.0, "delay": 0.2, "freeze": 0.5}
+    "observe": _searches("observe", 0.0, 0.5),
+    "refine": {
+        **_searches("refine", 1, 6),
+        "0: weights train on draws": Variant({"refine": 0, "observe": 0.5, "freeze": 0.1}),
+        "0, not observed either": Variant(
+            {"refine": 0, "observe": 0.0, "delay": 0.2, "freeze": 0.5}
         ),
     },
-    "delay": _searches("delay", 0.05, 0.1),
-    "freeze": _searches("freeze", 0.0, 0.3, 0.5),
+    "freeze": _searches("freeze", 0.3, 0.9),
     "draws": _searches("draws", 2, 8),
     "held-out batch": _searches("held_out_batch", 16, 32, 128),
     "temperature": _controllers("temperature", 0.05, 0.5, 1.0),
-    "refresh": _searches("refresh", 10, 25, 1_000_000),
+    "refresh": _searches("refresh", 10, 25, 50),
     "controller": {
         "REINFORCE": _reinforce(),
         "REINFORCE, beta -0.3": _reinforce(beta=-0.3),
@@ -147,7 +148,10 @@ CHOICES: dict[str, dict[str, Variant]] = {
         "thresholds", Thresholds.SHARED, Thresholds.PERCENTILE, Thresholds.MAXIMUM
     ),
     "statistics": {
-        **_searches("statistics", Statistics.LATEST, Statistics.CALIBRATED),
+        **{
+            f"{kind.value}, refreshed": Variant({"statistics": kind, "refresh": 50})
+            for kind in Statistics
+        },
         "latest, at every step": Variant({"statistics": Statistics.LATEST, "refresh": 1}),
     },
     "optimizer": {

@@ -128,11 +128,16 @@ class History:
         counts[point] += known
         return History(sums, counts)
 
-    def curves(self, steps: int) -> Curves:
-        """The means, up to the last step that was added."""
+    def curves(self, steps: int, before: int = 0) -> Curves:
+        """The means, up to the last step that was added.
+
+        Args:
+            steps: That it was made for.
+            before: How many of them, at the start, were rounds of observation.
+        """
         points = len(self.sums)
         reached = int(np.max(np.flatnonzero(self.counts.any(axis=1)), initial=-1)) + 1
-        last = tuple(-(-(point + 1) * steps // points) for point in range(reached))
+        last = tuple(-(-(point + 1) * steps // points) - before for point in range(reached))
         columns = (
             tuple(
                 float(total) / int(count) if count else None

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from onnx_fliqs.borders import Border, spent
 from onnx_fliqs.controller import Choices, Row
 from onnx_fliqs.cost import CostTable
-from onnx_fliqs.projection import project
+from onnx_fliqs.projection import LEAST_SPENT, project
 from onnx_fliqs.strategies import finite
 
 __all__ = ["MOST_CHANGES", "RADII", "refine"]
@@ -33,6 +33,9 @@ MOST_CHANGES: Final = 3
 RADII: Final = (1, 2, 3, 4, 6, 8, 12)
 """How many decisions may change at once."""
 _ROUNDING: Final = 1e-9
+_HINT: Final = 1e-3
+"""What preferences count for, as a share of the largest damage: where nothing measurable is
+lost, they spend what is left of the budget."""
 
 
 def refine(
@@ -53,15 +56,16 @@ def refine(
     Args:
         start: An assignment that meets every budget.
         costs: Of each choice of each decision, as shares of the budgets.
-        preferences: Which of several equally dear choices is worth a look.
+        preferences: Which of several equally dear choices is worth a look, and which of
+            equally harmful ones is taken.
         losses: Scores assignments; each number stands for samples of its own.
         rounds: Their numbers. Each draws two batches of numbers, twice its own and the next.
         decisions: How many to look at in a round, one window after another.
         borders: What neighbours cost together.
 
     Returns:
-        An assignment that meets every budget, and its loss where it was last verified; NaN
-        if it never was.
+        An assignment that meets every budget and spends no less than the first, or at least
+        0.98 of one; and its loss where it was last verified, NaN if it never was.
     """
     current, loss = tuple(start), math.nan
     count = len(current)
@@ -74,9 +78,16 @@ def refine(
             )
         ]
         changed = _single_changes(current, options)
-        damage = _damage(options, losses([current, *changed], 2 * number))
-        found = dict.fromkeys(_recombined(options, damage, costs, borders))
-        candidates = [current, *(choices for choices in found if choices != current)]
+        damage = _damage(options, costs, losses([current, *changed], 2 * number))
+        gains = _gains(options, damage, preferences)
+        least = min(LEAST_SPENT, spent(costs, borders, current))
+        # Once a budget is spent, it stays so.
+        slack = math.inf if least == LEAST_SPENT else 0.0
+        found = dict.fromkeys(_recombined(options, gains, costs, borders, slack))
+        candidates = [
+            current,
+            *(c for c in found if c != current and spent(costs, borders, c) >= least),
+        ]
         verified = finite(losses(candidates, 2 * number + 1))
         best = int(np.argmin(verified))
         current, loss = candidates[best], float(verified[best])
@@ -109,26 +120,54 @@ def _single_changes(current: Choices, options: Sequence[Sequence[int]]) -> list[
     ]
 
 
-def _damage(options: Sequence[Sequence[int]], losses: Row) -> list[Row]:
+def _damage(options: Sequence[Sequence[int]], costs: CostTable, losses: Row) -> list[Row]:
     """What each option adds to the loss; 0 for the first, which is what is chosen.
+
+    That a cheaper choice does good, or a dearer one harm, is noise: without this, where hardly
+    anything is lost, the budget would be left unspent.
 
     Args:
         options: Of each decision.
+        costs: Of each choice.
         losses: Of what is chosen, then of all single changes.
     """
     found = finite(losses)
     added = iter(found[1:] - found[0])
-    return [np.array([0.0, *(next(added) for _ in own[1:])]) for own in options]
+    rows = []
+    for own, row in zip(options, costs, strict=True):
+        raw = np.array([0.0, *(next(added) for _ in own[1:])])
+        cost = row.reshape(len(row), -1).sum(axis=1)[list(own)]
+        raw[cost < cost[0]] = np.maximum(raw[cost < cost[0]], 0.0)
+        raw[cost > cost[0]] = np.minimum(raw[cost > cost[0]], 0.0)
+        rows.append(raw)
+    return rows
+
+
+def _gains(
+    options: Sequence[Sequence[int]], damage: Sequence[Row], preferences: Sequence[Row]
+) -> list[Row]:
+    """What each option is worth: damage avoided, and among equals what is preferred."""
+    hints = [
+        preference[list(own)] - preference[own[0]]
+        for own, preference in zip(options, preferences, strict=True)
+    ]
+    largest, longest = (
+        max((float(np.abs(row).max()) for row in rows), default=0.0)
+        for rows in (damage, hints)
+    )
+    weight = _HINT * (largest or 1.0) / (longest or 1.0)
+    return [weight * hint - row for hint, row in zip(hints, damage, strict=True)]
 
 
 def _recombined(
     options: Sequence[Sequence[int]],
-    damage: Sequence[Row],
+    gains: Sequence[Row],
     costs: CostTable,
     borders: Sequence[Border],
+    slack: float,
 ) -> list[Choices]:
-    """For each radius, the least sum of damages with at most so many changes."""
-    preferences = [row.min() - row for row in damage]
+    """For each radius, the largest sum of gains with at most so many changes."""
+    preferences = [row - row.max() for row in gains]
     own = [
         row.reshape(len(row), -1)[list(kept)] for row, kept in zip(costs, options, strict=True)
     ]
@@ -144,12 +183,13 @@ def _recombined(
     ]
     result = []
     for radius in RADII:
-        # The radius is one budget more: a change costs one part of it.
+        # The radius is one budget more, of which a change costs a part; with half a change
+        # left, it is never held to be spent.
         limited = tuple(
-            np.column_stack([row, np.where(np.arange(len(row)) > 0, 1 / radius, 0.0)])
+            np.column_stack([row, np.where(np.arange(len(row)) > 0, 1 / (radius + 0.5), 0.0)])
             for row in own
         )
-        places = project(preferences, limited, slack=0.0, borders=kept_borders)
+        places = project(preferences, limited, slack, kept_borders)
         found = tuple(own[place] for own, place in zip(options, places, strict=True))
         if spent(costs, borders, found) <= 1 + _ROUNDING:
             result.append(found)

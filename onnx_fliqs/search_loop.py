@@ -271,7 +271,7 @@ class _Run:
             self._step.initial(),
             self._controller.initial(),
             self._setup.scales,
-            History.empty(self._setup.config.steps),
+            History.empty(self._rounds + self._setup.config.steps),
         )
 
     def _observe(
@@ -286,17 +286,18 @@ class _Run:
             policy = self._controller.policy(state.controller, cooled * number / self._rounds)
             rng = np.random.default_rng([self._setup.config.seed, number, 1])
             state, held_out = self._learn(state, policy, rng, number)
+            report = Progress(
+                step=number + 1,
+                steps=self._rounds,
+                phase=Phase.OBSERVE,
+                loss=math.nan,
+                held_out=held_out,
+                cost=expected_cost(policy, self._costs),
+                entropy=entropy(policy),
+                quality=None,
+            )
+            state = self._noted(state, number + 1, report)
             if progress is not None:
-                report = Progress(
-                    step=number + 1,
-                    steps=self._rounds,
-                    phase=Phase.OBSERVE,
-                    loss=math.nan,
-                    held_out=held_out,
-                    cost=expected_cost(policy, self._costs),
-                    entropy=entropy(policy),
-                    quality=None,
-                )
                 progress(report)
         if not self._refined_at:
             return state
@@ -353,15 +354,19 @@ class _Run:
             entropy=entropy(policy) if state.final is None else state.entropy,
             quality=measured,
         )
+        return self._noted(state, self._rounds + state.step, report), report
+
+    def _noted(self, state: SearchState, number: int, report: Progress) -> SearchState:
+        """The state with a report in its history, of which rounds are the first steps."""
         history = state.history.added(
-            state.step,
-            config.steps,
-            loss=loss,
-            held_out=held_out,
+            number,
+            self._rounds + self._setup.config.steps,
+            loss=report.loss,
+            held_out=report.held_out,
             cost=report.cost,
             entropy=report.entropy,
         )
-        return replace(state, history=history), report
+        return replace(state, history=history)
 
     def _policy(self, state: SearchState) -> Policy:
         """The policy of the coming step: uniform during the delay."""
@@ -748,7 +753,7 @@ class _Run:
         """Whether the search has come to an end, from all that is known of it."""
         config = self._setup.config
         assert state.final is not None and state.best is not None  # noqa: PT018 - as above
-        curves = state.history.curves(config.steps)
+        curves = state.history.curves(self._rounds + config.steps, self._rounds)
         favourites = None
         if config.strategy is Strategy.FLIQS and not self._refined_at:
             favourites = most_probable(self._controller.policy(state.controller, 1.0))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from onnx_fliqs.borders import Border, spent
 from onnx_fliqs.controller import Choices, Row
+from onnx_fliqs.projection import LEAST_SPENT
 from onnx_fliqs.refinement import MOST_CHANGES, RADII, refine
 
 BITS = np.array([2.0, 3.0, 4.0, 6.0, 8.0])
@@ -68,7 +69,8 @@ def test_it_ends_better_within_the_budget(
     start = (1,) * decisions
     found = network.refined(start, rounds=4, decisions=window)
     assert network.loss(found) <= network.loss(start)
-    assert spent(network.costs, (), found) <= 1 + 1e-9
+    cost = spent(network.costs, (), found)
+    assert min(LEAST_SPENT, spent(network.costs, (), start)) <= cost <= 1 + 1e-9
 
 
 @settings(deadline=None, max_examples=10)
@@ -77,7 +79,7 @@ def test_of_a_sum_it_finds_what_no_single_changes_improve(seed: int, decisions: 
     network = Network(seed, decisions, 0.0)
     found = network.refined((2,) * decisions)
     for choices in itertools.product(*[{max(c - 1, 0), c, min(c + 1, 4)} for c in found]):
-        if spent(network.costs, (), choices) <= 1:
+        if LEAST_SPENT <= spent(network.costs, (), choices) <= 1:
             assert network.loss(found) <= network.loss(choices) * (1 + 1e-9)
 
 
@@ -169,3 +171,15 @@ def test_without_rounds_nothing_is_measured() -> None:
     network = Network(0, 3, 0.0)
     assert network.refined((2, 2, 2), rounds=0) == (2, 2, 2)
     assert not network.asked
+
+
+def test_where_nothing_is_lost_the_budget_is_spent_as_preferred() -> None:
+    costs = (np.array([0.2, 0.4, 0.6]), np.array([0.2, 0.4, 0.6]))
+    preferences = [np.array([-1.0, -0.5, 0.0]), np.array([-9.0, -3.0, 0.0])]
+    rng = np.random.default_rng(0)
+
+    def losses(candidates: Sequence[Choices], _: int) -> Row:
+        return np.array([1 - 1e-9 * rng.random() * i for i in range(len(candidates))])
+
+    found, _ = refine((0, 0), costs, preferences, losses, rounds=range(3), decisions=2)
+    assert spent(costs, (), found) == pytest.approx(1)

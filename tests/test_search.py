@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import math
 import os
 import random
 import subprocess
@@ -55,7 +56,7 @@ QUICK = SearchConfig(
     batch_size=16,
     held_out_batch=16,
     draws=2,
-    delay=0.2,
+    observe=0.5,
     freeze=0.75,
     refresh=10,
     workers=1,
@@ -234,7 +235,8 @@ def test_the_ort_cpu_target_gets_what_it_runs(bits: float | None, uniform: bool)
 
 def test_the_progress_tells_the_phases_in_order() -> None:
     recorder = Recorder()
-    search(DIGITS, digits(), QUICK, progress=recorder)
+    draws = replace(QUICK, refine=0, delay=0.2)
+    search(DIGITS, digits(), draws, progress=recorder)
     reports = recorder.reports
     assert [report.step for report in reports] == list(range(1, 25))
     phases = list(dict.fromkeys(report.phase for report in reports))
@@ -243,7 +245,8 @@ def test_the_progress_tells_the_phases_in_order() -> None:
     for report in reports:
         assert report.steps == 24
         assert np.isfinite(report.loss)
-        assert np.isfinite(report.held_out) == (report.phase is not Phase.FROZEN)
+        judged = report.phase is not Phase.FROZEN or report.quality is not None
+        assert np.isfinite(report.held_out) == judged
         assert report.cost > 0
         assert report.entropy >= 0
         if report.phase is not Phase.FROZEN:
@@ -258,7 +261,7 @@ def test_by_default_nothing_is_delayed() -> None:
     recorder = Recorder()
     search(DIGITS, digits(), replace(SMALL, steps=20), progress=recorder)
     phases = [report.phase for report in recorder.reports]
-    assert phases == [Phase.SEARCH] * 2 + [Phase.FROZEN] * 18
+    assert phases == [Phase.SEARCH] * 12 + [Phase.FROZEN] * 8
 
 
 class Told:
@@ -283,25 +286,27 @@ class Told:
         monkeypatch.setattr(TrainStep, "losses", watched)
 
 
+@pytest.mark.parametrize("refine", [0, 2])
 @pytest.mark.parametrize(("observe", "rounds"), [(0.0, 0), (0.5, 4), (1.5, 12)])
 def test_the_critic_observes_before_anything_trains(
-    observe: float, rounds: int, monkeypatch: pytest.MonkeyPatch
+    observe: float, rounds: int, refine: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told, recorder = Told(monkeypatch), Recorder()
-    config = replace(SMALL, freeze=0.5, observe=observe)
+    config = replace(SMALL, freeze=0.5, observe=observe, refine=refine)
     search(DIGITS, digits(), config, progress=recorder)
     assert [report.step for report in recorder.rounds] == list(range(1, rounds + 1))
     for report in recorder.rounds:
         assert report.steps == rounds
         assert np.isfinite([report.held_out, report.cost, report.entropy]).all()
-    # The first of the four steps of the search phase trains before it scores.
-    assert told.trained == [False] * rounds + [True] * 4
+    # Without refinement the critic goes on learning in the four steps of the search phase, of
+    # which the first trains before it scores.
+    assert told.trained == [False] * rounds + [True] * (0 if refine else 4)
 
 
 def test_a_search_that_is_interrupted_while_it_observes_starts_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(SMALL, freeze=0.5)
+    config = replace(SMALL, freeze=0.5, observe=0.5)
     with monkeypatch.context() as context:
         Told(context, stop=2)
         with pytest.raises(InterruptedSearchError, match="before the first step"):
@@ -433,13 +438,14 @@ def test_a_search_that_ends_too_early_says_so() -> None:
     report = result.to_dict()["convergence"]
     assert not report["converged"]
     curves = report["curves"]
-    assert curves["step"] == tuple(range(1, 25))
-    assert curves["loss"] == pytest.approx([r.loss for r in recorder.reports])
-    assert curves["cost"] == pytest.approx([r.cost for r in recorder.reports])
-    assert curves["entropy"] == pytest.approx([r.entropy for r in recorder.reports])
-    for value, step in zip(curves["held_out"], recorder.reports, strict=True):
-        measured = step.quality is not None or step.phase is not Phase.FROZEN
-        assert (value is not None) == measured
+    assert curves["step"] == tuple(range(-11, 25))
+    reports = [*recorder.rounds, *recorder.reports]
+    for name in ("loss", "held_out", "cost", "entropy"):
+        told = [getattr(report, name) for report in reports]
+        known = [math.nan if value is None else value for value in curves[name]]
+        assert known == pytest.approx(told, nan_ok=True)
+    refined = [r.step for r in recorder.reports if math.isfinite(r.held_out)]
+    assert set(refined) >= {7, 13, 19}
 
 
 def test_what_loses_nothing_has_converged(quick: SearchResult) -> None:
@@ -536,8 +542,8 @@ def test_checkpoints_do_not_change_the_result(quick: SearchResult, tmp_path: Pat
     assert folder.is_dir()
 
 
-# The delay ends after step 5, the search after step 18.
-@pytest.mark.parametrize("step", [1, 5, 11, 18, 19, 24])
+# Refined before steps 7, 13 and 19, where the search ends.
+@pytest.mark.parametrize("step", [1, 6, 7, 11, 18, 19, 24])
 def test_an_interrupted_search_resumes_to_the_same_bytes(
     quick: SearchResult, tmp_path: Path, step: int
 ) -> None:
@@ -623,7 +629,7 @@ if __name__ == "__main__":
     model, data, folder = map(Path, sys.argv[1:])
     config = SearchConfig(
         steps=24, batch_size=16, held_out_batch=16, draws=2, refresh=10, workers=1, seed=3,
-        space="int4,int6,int8", delay=0.2, freeze=0.75, checkpoint_every=2,
+        space="int4,int6,int8", observe=0.5, freeze=0.75, checkpoint_every=2,
     )
     search(model, data, config, checkpoint=folder, progress=told)
 """
@@ -822,7 +828,9 @@ def test_a_search_of_few_steps_still_ends_in_a_model(steps: int) -> None:
 )
 def test_phases_may_be_empty(delay: float, freeze: float) -> None:
     model = mlp()
-    assert_sound(search(model, samples(model), replace(SMALL, delay=delay, freeze=freeze)))
+    assert_sound(
+        search(model, samples(model), replace(SMALL, refine=0, delay=delay, freeze=freeze))
+    )
 
 
 def first_too_large(data: Dataset) -> Iterator[Dataset]:
