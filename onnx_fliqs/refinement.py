@@ -1,17 +1,16 @@
-"""Local search: single changes of an assignment are measured, recombined and verified.
+"""Local search: single changes of an assignment are measured, recombined and confirmed.
 
 The loss is not a sum over decisions, least of all at few bits, and what training has mended no
 longer hurts. Around one assignment, with weights that know it, the loss is close to a sum:
 each round measures what single changes do, lets the integer program recombine them within
 trust regions of several radii (how many decisions may change), and takes the best of what it
-finds if that has a lower loss on other samples. This is sequential programming with a trust
-region (Nocedal & Wright, Numerical Optimization, chapter 4) on a discrete space; no round
-makes things worse but by what the samples do not tell.
+finds if more samples confirm that it is better. This is sequential programming with a trust
+region (Nocedal & Wright, Numerical Optimization, chapter 4) on a discrete space.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -23,10 +22,11 @@ from onnx_fliqs.cost import CostTable
 from onnx_fliqs.projection import LEAST_SPENT, project
 from onnx_fliqs.strategies import finite
 
-__all__ = ["MOST_CHANGES", "RADII", "refine"]
+__all__ = ["MOST_CHANGES", "RADII", "Effort", "plan", "refine"]
 
-Losses: TypeAlias = Callable[[Sequence[Choices], int], Row]
-"""Scores assignments on the samples of a number."""
+Matrix: TypeAlias = npt.NDArray[np.float64]
+Losses: TypeAlias = Callable[[Sequence[Choices], Sequence[int]], Matrix]
+"""Scores assignments on batches of samples, which have numbers: [batches, assignments]."""
 
 MOST_CHANGES: Final = 3
 """Single changes of a decision that are measured: one cheaper, one dearer, one alike."""
@@ -36,6 +36,54 @@ _ROUNDING: Final = 1e-9
 _HINT: Final = 1e-3
 """What preferences count for, as a share of the largest damage: where nothing measurable is
 lost, they spend what is left of the budget."""
+_CONFIRMING: Final = 8
+"""Batches that confirm an improvement, for each that measures single changes."""
+_ERRORS: Final = 2.0
+"""Standard errors by which a change has to be an improvement: it is the best of several, and
+weights that have to get used to it lose steps."""
+_MOST_ROUNDS: Final = 3
+_MOST_BATCHES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What a refinement takes."""
+
+    rounds: int
+    decisions: int
+    """That a round looks at, one window after another."""
+    batches: int
+    """On which single changes are scored, and once more what they recombine to."""
+
+    @property
+    def confirming(self) -> int:
+        """Batches on which an improvement is confirmed."""
+        return _CONFIRMING * self.batches
+
+    @property
+    def drawn(self) -> int:
+        """Batches of a round, for all purposes."""
+        return 2 * self.batches + self.confirming
+
+
+def plan(evaluations: float, decisions: int) -> Effort:
+    """The best use of so many evaluations on a batch, in one refinement.
+
+    A round on one batch comes first, then one on two, then up to three rounds, then more
+    batches. If there is not even enough for the first, it looks at a few decisions only.
+
+    Args:
+        evaluations: Of one assignment on one batch, in all; some more are made where these
+            are hardly any.
+        decisions: Of the network.
+    """
+    fixed = len(RADII) + 2 + 2 * _CONFIRMING
+    whole = MOST_CHANGES * decisions + fixed
+    if evaluations < whole:
+        window = max(1, int((evaluations - fixed) / MOST_CHANGES))
+        return Effort(1, min(window, decisions), 1)
+    rounds = min(max(1, int(evaluations / (2 * whole))), _MOST_ROUNDS)
+    return Effort(rounds, decisions, min(int(evaluations / whole / rounds), _MOST_BATCHES))
 
 
 def refine(
@@ -44,42 +92,44 @@ def refine(
     preferences: Sequence[Row],
     losses: Losses,
     *,
-    rounds: Sequence[int],
-    decisions: int,
+    effort: Effort,
+    first: int = 0,
     borders: Sequence[Border] = (),
 ) -> tuple[Choices, float]:
     """Improve an assignment by measured changes until none helps.
 
     A round scores at most ``MOST_CHANGES`` assignments per decision that it looks at, however
-    many choices that has, and at most ``len(RADII) + 1`` to verify.
+    many choices that has, and at most ``len(RADII) + 1`` of what they recombine to.
 
     Args:
         start: An assignment that meets every budget.
         costs: Of each choice of each decision, as shares of the budgets.
         preferences: Which of several equally dear choices is worth a look, and which of
             equally harmful ones is taken.
-        losses: Scores assignments; each number stands for samples of its own.
-        rounds: Their numbers. Each draws two batches of numbers, twice its own and the next.
-        decisions: How many to look at in a round, one window after another.
+        losses: Scores assignments on numbered batches.
+        effort: How often, on how much.
+        first: Number of the first round; each has batches and a window of its own.
         borders: What neighbours cost together.
 
     Returns:
         An assignment that meets every budget and spends no less than the first, or at least
-        0.98 of one; and its loss where it was last verified, NaN if it never was.
+        0.98 of one; and its loss where it was last scored, NaN if it never was.
     """
     current, loss = tuple(start), math.nan
     count = len(current)
-    for number in rounds:
-        window = {(number * decisions + i) % count for i in range(min(decisions, count))}
+    for number in range(first, first + effort.rounds):
+        begin = number * effort.decisions
+        window = {(begin + i) % count for i in range(min(effort.decisions, count))}
+        numbers = range(number * effort.drawn, (number + 1) * effort.drawn)
         options = [
             _options(row, preference, choice) if decision in window else [choice]
             for decision, (row, preference, choice) in enumerate(
                 zip(costs, preferences, current, strict=True)
             )
         ]
-        changed = _single_changes(current, options)
-        damage = _damage(options, costs, losses([current, *changed], 2 * number))
-        gains = _gains(options, damage, preferences)
+        changed = [current, *_single_changes(current, options)]
+        measured = losses(changed, numbers[: effort.batches]).mean(axis=0)
+        gains = _gains(options, _damage(options, costs, measured), preferences)
         least = min(LEAST_SPENT, spent(costs, borders, current))
         # Once a budget is spent, it stays so.
         slack = math.inf if least == LEAST_SPENT else 0.0
@@ -88,12 +138,33 @@ def refine(
             current,
             *(c for c in found if c != current and spent(costs, borders, c) >= least),
         ]
-        verified = finite(losses(candidates, 2 * number + 1))
-        best = int(np.argmin(verified))
-        current, loss = candidates[best], float(verified[best])
-        if best == 0 and decisions >= count:
+        scored = losses(candidates, numbers[effort.batches : 2 * effort.batches]).mean(axis=0)
+        best = int(np.argmin(finite(scored)))
+        loss = float(scored[0])
+        improves = False
+        if best > 0:
+            both = losses([current, candidates[best]], numbers[2 * effort.batches :])
+            improves = _improves(both)
+            current = candidates[best] if improves else current
+            loss = float(both[:, int(improves)].mean())
+        if not improves and effort.decisions >= count:
             break
     return current, loss
+
+
+def _improves(losses: Matrix) -> bool:
+    """Whether the second of two assignments is better than the first, beyond doubt.
+
+    Args:
+        losses: [batches, 2]
+    """
+    if not np.isfinite(losses[:, 1]).all():
+        return False
+    gains = losses[:, 0] - losses[:, 1]
+    if not np.isfinite(gains).all():
+        return True
+    error = float(gains.std(ddof=1)) / math.sqrt(len(gains))
+    return float(gains.mean()) > _ERRORS * error
 
 
 def _options(row: npt.NDArray[np.float64], preference: Row, current: int) -> list[int]:

@@ -23,13 +23,12 @@ import enum
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
@@ -51,7 +50,6 @@ from onnx_fliqs.controller import (
     Method,
     Policy,
     Row,
-    Signal,
     entropy,
     expected_cost,
     most_probable,
@@ -64,20 +62,20 @@ from onnx_fliqs.critic import Critic
 from onnx_fliqs.data import Dataset, batch_indices
 from onnx_fliqs.emission import Emitted, emit, ship
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
-from onnx_fliqs.evaluation import run_dataset, without_filling
+from onnx_fliqs.evaluation import run_dataset
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.latency_report import LatencyReport, report_latency
 from onnx_fliqs.objective import Metric, quality
 from onnx_fliqs.prepare import make_batch, weights_of, with_sites, with_weights
 from onnx_fliqs.projection import project
-from onnx_fliqs.refinement import MOST_CHANGES, RADII, refine
+from onnx_fliqs.refinement import plan, refine
 from onnx_fliqs.reinforce import Reinforce
 from onnx_fliqs.report import SearchResult, layer_reports
 from onnx_fliqs.runtime import load_training, make_session
+from onnx_fliqs.scoring import EVALUATION_BATCH, Scoring
 from onnx_fliqs.search_setup import Setup, set_up
 from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
 from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices, with_sensitivity
-from onnx_fliqs.sites import ScaleTable, SiteValues
 from onnx_fliqs.strategies import (
     Strategy,
     finite,
@@ -88,37 +86,32 @@ from onnx_fliqs.strategies import (
     uniform_choices,
 )
 from onnx_fliqs.thresholds import Statistics
-from onnx_fliqs.train_step import Batch, TrainState, TrainStep
+from onnx_fliqs.train_step import TrainStep
 from onnx_fliqs.trainability import trainable_parameters
 
 __all__ = ["Phase", "Progress", "search"]
 
 logger = logging.getLogger(__name__)
 
-_EVALUATION_BATCH: Final = 64
 _VERIFIED_BATCHES: Final = 2
 _DAMAGE_BATCHES: Final = 4
 """Held-out batches on which single changes of format are measured, at most."""
 _COOLED: Final = 0.9
 """How far the critic's policy has cooled before the first step if weights train on its draws,
 as a share: it should hardly change its mind any more."""
-_MOST_ROUNDS: Final = 3
-"""Of one refinement."""
-_REFINED: Final = 0.75
-"""Held-out samples that refinements may score, for each sample the weights train on."""
-_FEWEST_REFINED: Final = 2
-_MOST_REFINED: Final = 16
-"""Held-out batches on which a refinement scores an assignment."""
-_FEWEST_DECISIONS: Final = 32
-"""That a round of refinement looks at, if there are so many."""
+_CLEARLY_BETTER: Final = 0.8
+"""Share of the loss of what single changes say to be best, under which the critic is believed:
+on the float network, loss tells little of what training leaves of it."""
+_MEASURED: Final = 0.3
+_REFINED: Final = 1.5
+"""Held-out samples on which single changes of the float network, and refinements, are scored,
+for each sample that the weights train on."""
 _EVALUATIONS: Final = 5
 """How often the frozen phase looks for its best weights."""
 _KEPT_SCALE: Final = 0.5
 """Share of the old thresholds in the running ones."""
 _MOST_SKIPPED: Final = 20
 """Steps in a row without a finite gradient after which a search gives up."""
-_LEAST_LOSS: Final = 1e-30
-"""Of which there is a logarithm."""
 _WARM_UP: Final = 20
 _LEAST_RATE: Final = 0.05
 """The learning rate at the end, as a share of the largest."""
@@ -245,8 +238,7 @@ class _Run:
             workers=config.threads,
             optimizer=config.optimizer,
         )
-        self._held_out = _batches(setup.held_out, _EVALUATION_BATCH)
-        self._teacher = self._without_filling(self._step.teacher_outputs(self._held_out))
+        self._scoring = Scoring(setup, self._step)
         measures = self._rounds or self._refined_at
         self._sensitivity = self._measure_sensitivity() if measures else ()
         self._controller = self._make_controller()
@@ -301,7 +293,7 @@ class _Run:
                 progress(report)
         if not self._refined_at:
             return state
-        return self._refine(replace(state, current=self._start(state)), 0)[0]
+        return replace(state, current=self._start(state))
 
     def loop(
         self, state: SearchState, progress: Callable[[Progress], None] | None
@@ -401,9 +393,6 @@ class _Run:
             return spent(self._costs, self._borders, fixed)
         return expected_cost(policy, self._costs)
 
-    def _values(self, choices: Choices, scales: ScaleTable) -> SiteValues:
-        return self._space.values(self._space.assign(choices), scales)
-
     def _train(self, state: SearchState, choices: Choices) -> tuple[SearchState, float]:
         """One step on the weights; nothing where nothing trains."""
         config, step = self._setup.config, state.step
@@ -414,7 +403,7 @@ class _Run:
         parts = [
             make_batch(data, rows) for rows in np.split(indices, np.cumsum(self._parts)[:-1])
         ]
-        values = self._values(choices, state.scales)
+        values = self._setup.values(choices, state.scales)
         train, report = self._step.step(state.train, parts, values, self._rate(step))
         skipped = 0 if report.applied else state.skipped + 1
         if not report.applied:
@@ -444,11 +433,8 @@ class _Run:
             rng: What draws with.
             number: Of the held-out batch.
         """
-        config, data = self._setup.config, self._setup.held_out
-        size = data.fixed_batch or min(config.held_out_batch, len(data))
-        indices = batch_indices(len(data), size, number, config.seed + 1)
-        draws = [sample(policy, rng) for _ in range(config.draws)]
-        losses, scores = self._score(state, draws, make_batch(data, indices))
+        draws = [sample(policy, rng) for _ in range(self._setup.config.draws)]
+        losses, scores = self._scoring.scores(draws, state.train, state.scales, number)
         if state.step < self._delay:
             learned = self._controller.observe(state.controller, draws, scores)
         else:
@@ -456,26 +442,6 @@ class _Run:
                 state.controller, draws, scores, self._progress(state.step)
             )
         return replace(state, controller=learned), float(np.mean(losses))
-
-    def _score(
-        self, state: SearchState, draws: Sequence[Choices], batch: Batch
-    ) -> tuple[list[float], list[float]]:
-        """The losses of the draws, and what the controller is told: the less, the better."""
-        values = [self._values(draw, state.scales) for draw in draws]
-        signal = self._setup.config.controller.signal
-        if signal in (Signal.LOSS, Signal.LOG_LOSS):
-            losses = self._step.losses(state.train, batch, values)
-            if signal is Signal.LOSS:
-                return losses, losses
-            return losses, [math.log(max(loss, _LEAST_LOSS)) for loss in losses]
-        metric = Metric(signal.value)
-        teacher = self._step.teacher_outputs([batch])
-        judged = self._step.judge_each(state.train, batch, values)
-        scores = [
-            -quality(metric, outputs, labels=batch.labels, teacher=teacher)
-            for outputs, _ in judged
-        ]
-        return [loss for _, loss in judged], scores
 
     def _fix(self, state: SearchState) -> SearchState:
         """Fix the assignment; the untrained weights are the first candidate, to be beaten."""
@@ -507,28 +473,12 @@ class _Run:
         damage = measure_damage(
             costs,
             self._space.as_precise,
-            lambda candidates: self._damage_losses(
+            lambda candidates: self._scoring.losses(
                 candidates, state.train, state.scales, _DAMAGE_BATCHES
             ),
         )
         choose = greedy_choices if strategy is Strategy.GREEDY else program_choices
         return choose(costs, damage, borders)
-
-    def _damage_losses(
-        self,
-        candidates: Sequence[Choices],
-        train: TrainState,
-        scales: ScaleTable,
-        batches: int,
-    ) -> list[float]:
-        """Mean losses over the first held-out batches."""
-        values = [self._values(choices, scales) for choices in candidates]
-        seen = self._held_out[:batches]
-        losses = [self._step.losses(train, batch, values) for batch in seen]
-        return [
-            float(x)
-            for x in np.average(losses, axis=0, weights=[batch.size for batch in seen])
-        ]
 
     def _measure(self, state: SearchState) -> tuple[SearchState, float, float]:
         """Quality and loss of the fixed assignment on the held-out samples.
@@ -536,14 +486,7 @@ class _Run:
         The best weights are remembered.
         """
         assert state.final is not None
-        values = self._values(state.final, state.scales)
-        outputs, loss = self._step.judge(state.train, self._held_out, values)
-        value = quality(
-            self._setup.objective.metric,
-            self._without_filling(outputs),
-            labels=self._setup.held_out.labels,
-            teacher=self._teacher,
-        )
+        value, loss = self._scoring.judge(state.final, state.train, state.scales)
         best = state.best
         labelled = self._setup.objective.metric is Metric.ACCURACY
         if best is None or _rank(value, loss, labelled) >= _rank(
@@ -552,13 +495,6 @@ class _Run:
             weights = {name: v.numpy() for name, v in state.train.parameters.items()}
             best = Best(value, loss, weights, state.scales)
         return replace(state, best=best), value, loss
-
-    def _without_filling(
-        self, outputs: Mapping[str, npt.NDArray[Any]]
-    ) -> dict[str, npt.NDArray[Any]]:
-        """What the held-out samples gave, each once."""
-        fed, samples = sum(b.size for b in self._held_out), len(self._setup.held_out)
-        return {name: without_filling(array, fed, samples) for name, array in outputs.items()}
 
     def _rescale(self, state: SearchState) -> Scales:
         """Thresholds that follow the weights, and with them the activations."""
@@ -582,9 +518,9 @@ class _Run:
         )
         names = [site.tensor for site in space.sites if not site.is_weight]
         data = self._setup.train
-        size = data.batch_within(_EVALUATION_BATCH)
-        count = max(1, min(_EVALUATION_BATCH, len(data)) // size)
-        values, wanted = self._values(choices, state.scales), list(dict.fromkeys(names))
+        size = data.batch_within(EVALUATION_BATCH)
+        count = max(1, min(EVALUATION_BATCH, len(data)) // size)
+        values, wanted = self._setup.values(choices, state.scales), list(dict.fromkeys(names))
         rows = np.minimum(np.arange(count * size), len(data) - 1).reshape(count, size)
         seen = (
             self._step.observe(state.train, make_batch(data, row), values, wanted)
@@ -608,72 +544,57 @@ class _Run:
 
     def _measure_sensitivity(self) -> tuple[Row, ...]:
         """What single changes cost the float network."""
-        setup, config = self._setup, self._setup.config
-        # No more samples than the draws are scored on, so that short searches of deep
-        # networks do not consist of this.
-        scored = self._rounds * config.draws * config.held_out_batch
+        setup = self._setup
         evaluations = 1 + sum(len(measured_choices(len(row))) for row in self._costs)
-        batches = min(
-            max(_FEWEST_REFINED, scored // (evaluations * _EVALUATION_BATCH)), _DAMAGE_BATCHES
-        )
+        batches = self._batches_for(_MEASURED) / evaluations
         initial = self._step.initial()
         return measure_sensitivity(
             self._costs,
             setup.distortions,
-            lambda candidates: self._damage_losses(candidates, initial, setup.scales, batches),
+            lambda candidates: self._scoring.losses(
+                candidates, initial, setup.scales, min(max(1, int(batches)), _DAMAGE_BATCHES)
+            ),
         )
+
+    def _batches_for(self, share: float) -> float:
+        """Held-out batches that make up a share of the samples that the weights train on."""
+        config = self._setup.config
+        return share * config.steps * config.batch_size / self._scoring.drawn_size
 
     # --- refinement ------------------------------------------------------------------------
 
     def _start(self, state: SearchState) -> Choices:
-        """The best on the float network: of what the critic prefers, and what it started from.
+        """What single changes say to be best, unless what the critic prefers is much better.
 
-        Where few bits leave little of the float network, draws from afar tell less than single
-        changes do.
+        Where few bits leave little of the float network, draws from afar may mislead it.
         """
         program = program_choices(self._costs, self._sensitivity, self._borders)
-        candidates = [self._choose(state), program]
-        losses = finite(
-            self._damage_losses(candidates, state.train, state.scales, len(self._held_out))
-        )
-        return candidates[int(np.argmin(losses))]
+        preferred = self._choose(state)
+        candidates = [program, preferred]
+        known, other = finite(self._scoring.losses(candidates, state.train, state.scales))
+        return preferred if other < _CLEARLY_BETTER * known else program
 
     def _refine(self, state: SearchState, number: int) -> tuple[SearchState, float]:
         """Refine what the weights train on, with the weights as they are.
 
         Args:
             state: Before.
-            number: Of the refinement.
+            number: Of the refinement, 1 for the first.
 
         Returns:
-            The state after it, and the loss on the held-out samples that verified it.
+            The state after it, and the loss on held-out samples that decided.
         """
         assert state.current is not None
-        config, data = self._setup.config, self._setup.held_out
-        size = data.fixed_batch or min(config.held_out_batch, len(data))
-        # Evaluations of a round on one batch.
-        samples = _REFINED * config.steps * config.batch_size
-        each = samples / (len(self._refined_at) + 1) / _MOST_ROUNDS / size
-        decisions = max(_FEWEST_DECISIONS, int(each / _FEWEST_REFINED / MOST_CHANGES))
-        evaluated = MOST_CHANGES * min(decisions, len(self._costs)) + len(RADII)
-        batches = min(max(_FEWEST_REFINED, int(each / evaluated)), _MOST_REFINED)
-
-        def losses(candidates: Sequence[Choices], draw: int) -> Row:
-            values = [self._values(choices, state.scales) for choices in candidates]
-            scored = []
-            for batch in range(draw * batches, (draw + 1) * batches):
-                rows = batch_indices(len(data), size, batch, config.seed + 2)
-                scored.append(self._step.losses(state.train, make_batch(data, rows), values))
-            found: Row = np.mean(scored, axis=0)
-            return found
-
+        effort = plan(self._batches_for(_REFINED) / len(self._refined_at), len(self._costs))
         refined, loss = refine(
             state.current,
             self._costs,
             self._controller.preferences(state.controller),
-            losses,
-            rounds=range(number * _MOST_ROUNDS, (number + 1) * _MOST_ROUNDS),
-            decisions=decisions,
+            lambda candidates, numbers: self._scoring.drawn_losses(
+                candidates, state.train, state.scales, numbers
+            ),
+            effort=effort,
+            first=(number - 1) * effort.rounds,
             borders=self._borders,
         )
         return replace(state, current=refined), loss
@@ -705,16 +626,16 @@ class _Run:
             chosen,
             best.scales,
             setup.target,
-            [batch.inputs for batch in self._held_out[:_VERIFIED_BATCHES]],
+            [batch.inputs for batch in self._scoring.batches[:_VERIFIED_BATCHES]],
         )
         names = setup.objective.outputs
         session = make_session(exposed(emitted.graph, names), level=emitted.level)
         names_chosen = {name: fmt.name for name, fmt in chosen.items()}
         latency, unmeasured = self._latency(names_chosen, emitted)
-        measure = {"labels": setup.held_out.labels, "teacher": self._teacher}
+        measure = {"labels": setup.held_out.labels, "teacher": self._scoring.teacher}
         outputs = run_dataset(session, setup.held_out, names)
         metric = setup.objective.metric
-        float_quality = quality(metric, self._teacher, **measure)  # type: ignore[arg-type]
+        float_quality = quality(metric, self._scoring.teacher, **measure)  # type: ignore[arg-type]
         quantized_quality = quality(metric, outputs, **measure)  # type: ignore[arg-type]
         convergence = self._convergence(state, float_quality - quantized_quality)
         shipped, notes = ship(emitted.graph, setup.target, setup.held_out)
@@ -803,12 +724,3 @@ def _part_sizes(setup: Setup) -> list[int]:
         return [fixed] * max(1, round(config.batch_size / fixed))
     values = values_per_sample(setup.prepared.canonical)
     return part_sizes(min(config.batch_size, len(data)), config.threads, values)
-
-
-def _batches(data: Dataset, size: int) -> list[Batch]:
-    """The whole data set; a fixed batch size is filled up with repetitions of the last."""
-    size = data.fixed_batch or size
-    rows = [np.arange(start, start + size) for start in range(0, len(data), size)]
-    if data.fixed_batch is None:
-        rows[-1] = rows[-1][rows[-1] < len(data)]
-    return [make_batch(data, np.minimum(row, len(data) - 1)) for row in rows]

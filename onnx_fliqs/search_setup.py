@@ -15,7 +15,7 @@ from onnx_fliqs.borders import Border
 from onnx_fliqs.budget_shares import budget_shares
 from onnx_fliqs.calibrate import distortions
 from onnx_fliqs.config import SearchConfig
-from onnx_fliqs.controller import Signal
+from onnx_fliqs.controller import Choices, Signal
 from onnx_fliqs.cost import Budget, BudgetKind, CostTable, cost_of, default_budget
 from onnx_fliqs.data import Dataset, check_labels, input_specs, load_npz, split
 from onnx_fliqs.errors import ConfigError
@@ -27,7 +27,7 @@ from onnx_fliqs.objective import Metric, Objective, choose_objective
 from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data, weights_of
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.search_state import Scales
-from onnx_fliqs.sites import SearchSpace
+from onnx_fliqs.sites import ScaleTable, SearchSpace, SiteValues
 from onnx_fliqs.target_files import parse_target, target_to_json
 from onnx_fliqs.targets import Target
 from onnx_fliqs.trainability import why_frozen
@@ -61,6 +61,11 @@ class Setup:
     held_out: Dataset
     identity: Mapping[str, Any]
     warnings: tuple[str, ...]
+
+    def values(self, choices: Choices, scales: ScaleTable) -> SiteValues:
+        """What the sites are fed, for an assignment."""
+        space = self.prepared.space
+        return space.values(space.assign(choices), scales)
 
 
 def set_up(

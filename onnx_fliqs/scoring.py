@@ -1,0 +1,138 @@
+"""How good assignments are on the held-out samples, with the weights as they are."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_fliqs.controller import Choices, Signal
+from onnx_fliqs.data import Dataset, batch_indices
+from onnx_fliqs.evaluation import without_filling
+from onnx_fliqs.objective import Metric, quality
+from onnx_fliqs.prepare import make_batch
+from onnx_fliqs.search_setup import Setup
+from onnx_fliqs.sites import ScaleTable
+from onnx_fliqs.train_step import Batch, TrainState, TrainStep
+
+__all__ = ["EVALUATION_BATCH", "Scoring"]
+
+Outputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
+
+EVALUATION_BATCH: Final = 64
+_LEAST_LOSS: Final = 1e-30
+"""Of which there is a logarithm."""
+
+
+class Scoring:
+    """The held-out samples of a search, and the sessions that run them."""
+
+    def __init__(self, setup: Setup, step: TrainStep) -> None:
+        self._setup = setup
+        self._step = step
+        self.batches = _batches(setup.held_out, EVALUATION_BATCH)
+        """All held-out samples."""
+        data, config = setup.held_out, setup.config
+        self.drawn_size = data.fixed_batch or min(config.held_out_batch, len(data))
+        """Samples of a batch that is drawn."""
+        self.teacher = self._without_filling(step.teacher_outputs(self.batches))
+        """The float model's judged outputs for all of them."""
+
+    def losses(
+        self,
+        candidates: Sequence[Choices],
+        train: TrainState,
+        scales: ScaleTable,
+        batches: int | None = None,
+    ) -> list[float]:
+        """Mean losses over the first batches; None: over all."""
+        seen = self.batches[:batches]
+        scored = self._scored(candidates, train, scales, seen)
+        means = np.average(scored, axis=0, weights=[batch.size for batch in seen])
+        return [float(mean) for mean in means]
+
+    def drawn_losses(
+        self,
+        candidates: Sequence[Choices],
+        train: TrainState,
+        scales: ScaleTable,
+        numbers: Sequence[int],
+    ) -> npt.NDArray[np.float64]:
+        """Losses on batches that are drawn by number: [batches, candidates]."""
+        seen = [self._drawn(number, 2) for number in numbers]
+        return np.array(self._scored(candidates, train, scales, seen), np.float64)
+
+    def scores(
+        self, draws: Sequence[Choices], train: TrainState, scales: ScaleTable, number: int
+    ) -> tuple[list[float], list[float]]:
+        """The losses of a policy's draws, and what the controller is told: less is better.
+
+        Args:
+            draws: Assignments.
+            train: The weights.
+            scales: The thresholds.
+            number: Of the batch, which is drawn.
+        """
+        batch = self._drawn(number, 1)
+        values = [self._setup.values(draw, scales) for draw in draws]
+        signal = self._setup.config.controller.signal
+        if signal in (Signal.LOSS, Signal.LOG_LOSS):
+            losses = self._step.losses(train, batch, values)
+            if signal is Signal.LOSS:
+                return losses, losses
+            return losses, [math.log(max(loss, _LEAST_LOSS)) for loss in losses]
+        metric = Metric(signal.value)
+        teacher = self._step.teacher_outputs([batch])
+        judged = self._step.judge_each(train, batch, values)
+        scores = [
+            -quality(metric, outputs, labels=batch.labels, teacher=teacher)
+            for outputs, _ in judged
+        ]
+        return [loss for _, loss in judged], scores
+
+    def judge(
+        self, choices: Choices, train: TrainState, scales: ScaleTable
+    ) -> tuple[float, float]:
+        """Quality and loss of an assignment on all held-out samples."""
+        values = self._setup.values(choices, scales)
+        outputs, loss = self._step.judge(train, self.batches, values)
+        value = quality(
+            self._setup.objective.metric,
+            self._without_filling(outputs),
+            labels=self._setup.held_out.labels,
+            teacher=self.teacher,
+        )
+        return value, loss
+
+    def _scored(
+        self,
+        candidates: Sequence[Choices],
+        train: TrainState,
+        scales: ScaleTable,
+        batches: Sequence[Batch],
+    ) -> list[list[float]]:
+        """Losses: of each batch, a row of all candidates."""
+        values = [self._setup.values(choices, scales) for choices in candidates]
+        return [self._step.losses(train, batch, values) for batch in batches]
+
+    def _drawn(self, number: int, stream: int) -> Batch:
+        """A batch by number; streams are independent of each other."""
+        data, seed = self._setup.held_out, self._setup.config.seed
+        return make_batch(
+            data, batch_indices(len(data), self.drawn_size, number, seed + stream)
+        )
+
+    def _without_filling(self, outputs: Outputs) -> dict[str, npt.NDArray[Any]]:
+        """What the held-out samples gave, each once."""
+        fed, samples = sum(b.size for b in self.batches), len(self._setup.held_out)
+        return {name: without_filling(array, fed, samples) for name, array in outputs.items()}
+
+
+def _batches(data: Dataset, size: int) -> list[Batch]:
+    """The whole data set; a fixed batch size is filled up with repetitions of the last."""
+    size = data.fixed_batch or size
+    rows = [np.arange(start, start + size) for start in range(0, len(data), size)]
+    if data.fixed_batch is None:
+        rows[-1] = rows[-1][rows[-1] < len(data)]
+    return [make_batch(data, np.minimum(row, len(data) - 1)) for row in rows]
