@@ -343,7 +343,7 @@ class _SearchStep:
         self._state = self._step.initial()
 
     def step(self) -> None:
-        """The training part: draw formats, train the weights on them."""
+        """Train the weights, each time on other formats."""
         values = self._drawn(sample(self._policy, self._rng))
         self._state, _ = self._step.step(self._state, self._parts, values, _RATE)
 
