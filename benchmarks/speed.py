@@ -6,8 +6,8 @@ of each a round, in a random order:
 * the float forward pass in ONNX Runtime as a user runs it;
 * ONNX Runtime's float training step: its own gradient graph, cross-entropy, Adam; and the same
   configured as the search is: parts of the batch in single-threaded runs, and distillation;
-* a search step with 2, 5 and 14 candidate formats; and as a search makes it whose weights train
-  on draws, with four of them scored on held-out samples;
+* a search step with 2, 5 and 14 candidate formats; and one of a search whose weights train on
+  draws, with four of them scored on held-out samples;
 * PyTorch with the same fake quantization of the same tensors, straight-through gradients, the
   same loss, fused Adam, contiguous and channels last, and with PyTorch's own fused operators.
 

@@ -102,8 +102,8 @@ as a share: it should hardly change its mind any more."""
 _CLEARLY_BETTER: Final = 0.8
 """Share of the loss of what single changes say to be best, under which the critic is believed:
 on the float network, loss tells little of what training leaves of it."""
-_MEASURED: Final = 0.3
-_REFINED: Final = 1.5
+_MEASURED: Final = 1.0
+_REFINED: Final = 1.0
 """Held-out samples on which single changes of the float network, and refinements, are scored,
 for each sample that the weights train on."""
 _EVALUATIONS: Final = 5
