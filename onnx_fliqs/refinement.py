@@ -38,7 +38,7 @@ _HINT: Final = 1e-3
 lost, they spend what is left of the budget."""
 _CONFIRMING: Final = 8
 """Batches that confirm an improvement, for each that measures single changes."""
-_ERRORS: Final = 2.0
+_ERRORS: Final = 1.0
 """Standard errors by which a change has to be an improvement: it is the best of several, and
 weights that have to get used to it lose steps."""
 _MOST_ROUNDS: Final = 3
@@ -153,7 +153,7 @@ def refine(
 
 
 def _improves(losses: Matrix) -> bool:
-    """Whether the second of two assignments is better than the first, beyond doubt.
+    """Whether the second of two assignments is better than the first, as far as can be told.
 
     Args:
         losses: [batches, 2]
