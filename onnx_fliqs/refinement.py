@@ -43,6 +43,8 @@ _ERRORS: Final = 1.0
 weights that have to get used to it lose steps."""
 _MOST_ROUNDS: Final = 3
 _MOST_BATCHES: Final = 8
+_FEWEST_DECISIONS: Final = 4
+"""To be looked at together: what one gains, others have to pay for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def plan(evaluations: float, decisions: int) -> Effort:
     fixed = len(RADII) + 2 + 2 * _CONFIRMING
     whole = MOST_CHANGES * decisions + fixed
     if evaluations < whole:
-        window = max(1, int((evaluations - fixed) / MOST_CHANGES))
+        window = max(_FEWEST_DECISIONS, int((evaluations - fixed) / MOST_CHANGES))
         return Effort(1, min(window, decisions), 1)
     rounds = min(max(1, int(evaluations / (2 * whole))), _MOST_ROUNDS)
     return Effort(rounds, decisions, min(int(evaluations / whole / rounds), _MOST_BATCHES))
