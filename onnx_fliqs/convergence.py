@@ -45,11 +45,11 @@ class Curves:
     """Means over a few neighbouring steps each; None where nothing was measured."""
 
     step: tuple[int, ...]
-    """The last step of each point."""
+    """The last step of each point; rounds of observation count up to 0."""
     loss: tuple[float | None, ...]
     """On the training batches."""
     held_out: tuple[float | None, ...]
-    """On held-out samples: of the policy's draws, then of the fixed assignment."""
+    """On held-out samples: of the policy's draws, then of what the weights train on."""
     cost: tuple[float | None, ...]
     """Expected cost as a share of the budget."""
     entropy: tuple[float | None, ...]
