@@ -61,8 +61,8 @@ _SPACES = {
     "search step, 2 formats (fp-s)": "fp-s",
     "search step, 14 formats (fp-l)": "fp-l",
 }
-_WHOLE = "whole search step, 14 formats (fp-l)"
-OURS = (*_SPACES, _WHOLE)
+_ON_DRAWS = "search step on draws, 14 formats (fp-l)"
+OURS = (*_SPACES, _ON_DRAWS)
 """Names of the contenders that search."""
 _TWINS = {"any": ("e2m1,fp16", "fp16"), "integer": ("int4,int16", "int16")}
 """Kind of site → a space that needs it, and the precision in which PyTorch does the same.
@@ -156,7 +156,7 @@ def contender(task: Task, name: str) -> Iterator[Contender]:
     else:
         search = _SearchStep(task, _SPACES.get(name, "fp-l"))
         with contextlib.closing(search):
-            yield Contender(name, search.whole if name == _WHOLE else search.step)
+            yield Contender(name, search.on_draws if name == _ON_DRAWS else search.step)
 
 
 def references(task: Task) -> dict[str, tuple[float, float]]:
@@ -347,8 +347,8 @@ class _SearchStep:
         values = self._drawn(sample(self._policy, self._rng))
         self._state, _ = self._step.step(self._state, self._parts, values, _RATE)
 
-    def whole(self) -> None:
-        """Also score draws on held-out samples, and learn from them."""
+    def on_draws(self) -> None:
+        """Also score draws on held-out samples, and learn from them (``refine=0``)."""
         self.step()
         draws = [sample(self._policy, self._rng) for _ in range(self._setup.config.draws)]
         candidates = [self._drawn(draw) for draw in draws]

@@ -17,7 +17,7 @@ _MOST_VALUES: Final = 2**25
 """Values that the nodes of a part compute, at most: 128 MiB in float32."""
 
 
-def part_sizes(batch: int, workers: int, values: int = 0) -> list[int]:
+def part_sizes(batch: int, workers: int, values: int) -> list[int]:
     """Cut a batch: as many parts for each worker, of at most 32 samples.
 
     Fewer where a sample's values take much memory, but never less than one.
@@ -38,14 +38,11 @@ def values_per_sample(model: ir.Model) -> int:
 
     Values whose shapes are not known behind their first axis do not count.
     """
-    shapes = (
-        value.shape.dims[1:]
-        for node in model.graph
-        for value in node.outputs
-        if value.shape is not None and value.shape.dims
-    )
-    return sum(
-        math.prod(size for size in shape if isinstance(size, int))
-        for shape in shapes
-        if all(isinstance(size, int) for size in shape)
-    )
+    total = 0
+    for node in model.graph:
+        for value in node.outputs:
+            sizes = [] if value.shape is None else value.shape.dims[1:]
+            known = [size for size in sizes if isinstance(size, int)]
+            if value.shape is not None and len(known) == len(sizes):
+                total += math.prod(known)
+    return total

@@ -58,7 +58,7 @@ class SearchConfig:
     """Share of the data that is held out for rewards and for the choice of the best."""
     observe: float = 0.15
     """Critic: rounds of draws that are scored on the float network before anything trains, as
-    a share of the steps; 0 lets it start from distortions alone."""
+    a share of the steps."""
     refine: int = 3
     """Critic: how often the assignment that the weights train on is refined while they do,
     evenly up to ``freeze``. 0: weights train on draws of the policy, which goes on learning
@@ -81,7 +81,7 @@ class SearchConfig:
     thresholds: Thresholds = Thresholds.SWITCHED
     """Where values are clipped."""
     statistics: Statistics = Statistics.RUNNING
-    """Which activations refreshed thresholds rest on."""
+    """Which activations thresholds rest on that are refreshed (see ``refresh``)."""
     optimizer: Optimizer = Optimizer.RELATIVE_ADAM
     """How weights follow their gradients."""
     controller: ControllerConfig = field(default_factory=ControllerConfig)

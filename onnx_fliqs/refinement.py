@@ -20,7 +20,7 @@ from onnx_fliqs.borders import Border, spent
 from onnx_fliqs.controller import Choices, Row
 from onnx_fliqs.cost import CostTable
 from onnx_fliqs.projection import LEAST_SPENT, project
-from onnx_fliqs.strategies import finite
+from onnx_fliqs.strategies import finite, single_changes
 
 __all__ = ["MOST_CHANGES", "RADII", "Effort", "plan", "refine"]
 
@@ -129,7 +129,7 @@ def refine(
                 zip(costs, preferences, current, strict=True)
             )
         ]
-        changed = [current, *_single_changes(current, options)]
+        changed = single_changes(current, [own[1:] for own in options])
         measured = losses(changed, numbers[: effort.batches]).mean(axis=0)
         gains = _gains(options, _damage(options, costs, measured), preferences)
         least = min(LEAST_SPENT, spent(costs, borders, current))
@@ -183,14 +183,6 @@ def _options(row: npt.NDArray[np.float64], preference: Row, current: int) -> lis
             groups.append(others[gap <= gap.min() * (1 + _ROUNDING)])
     best = [int(max(group, key=preference.__getitem__)) for group in groups if len(group)]
     return [current, *best]
-
-
-def _single_changes(current: Choices, options: Sequence[Sequence[int]]) -> list[Choices]:
-    return [
-        (*current[:i], choice, *current[i + 1 :])
-        for i, own in enumerate(options)
-        for choice in own[1:]
-    ]
 
 
 def _damage(options: Sequence[Sequence[int]], costs: CostTable, losses: Row) -> list[Row]:

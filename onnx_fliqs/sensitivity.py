@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from onnx_fliqs.controller import Choices, Row
 from onnx_fliqs.cost import CostTable
-from onnx_fliqs.strategies import finite
+from onnx_fliqs.strategies import finite, most_precise, single_changes
 
 __all__ = ["measure_sensitivity", "measured_choices", "with_sensitivity"]
 
@@ -53,12 +53,8 @@ def measure_sensitivity(
         For each decision one value per choice, never negative, and never less for more
         distortion. A loss that is not finite counts as the largest that is.
     """
-    best = tuple(len(row) - 1 for row in costs)
     measured = [measured_choices(len(row)) for row in costs]
-    changed = [
-        (*best[:i], choice, *best[i + 1 :]) for i, own in enumerate(measured) for choice in own
-    ]
-    found = finite(losses([best, *changed]))
+    found = finite(losses(single_changes(most_precise(costs), measured)))
     growth = iter(np.maximum(found[1:] - found[0], 0.0))
     return tuple(
         _interpolated(rows.sum(axis=1), own, np.array([next(growth) for _ in own]))

@@ -7,7 +7,7 @@ grows when that decision alone leaves the format that is most precise.
 """
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ __all__ = [
     "finite",
     "greedy_choices",
     "measure_damage",
+    "most_precise",
     "program_choices",
     "random_choices",
     "single_changes",
@@ -47,19 +48,27 @@ class Strategy(enum.Enum):
     """The one that is given: nothing is chosen, so there is no budget."""
 
 
-def single_changes(costs: CostTable) -> list[Choices]:
-    """The assignment of the most precise formats, then each that differs in one decision.
+def most_precise(costs: CostTable) -> Choices:
+    """The assignment of the most precise formats.
 
-    Choices are ordered by the bits of a product, so the last of each decision is its most
-    precise.
+    Choices are ordered by the bits of a product, so it is the last of each decision.
     """
-    best = tuple(len(row) - 1 for row in costs)
+    return tuple(len(row) - 1 for row in costs)
+
+
+def single_changes(start: Choices, others: Sequence[Iterable[int]]) -> list[Choices]:
+    """An assignment, then each that differs from it in one decision.
+
+    Args:
+        start: The assignment.
+        others: For each decision, what it is changed to.
+    """
     changed = [
-        (*best[:i], choice, *best[i + 1 :])
-        for i, row in enumerate(costs)
-        for choice in range(len(row) - 1)
+        (*start[:i], choice, *start[i + 1 :])
+        for i, choices in enumerate(others)
+        for choice in choices
     ]
-    return [best, *changed]
+    return [start, *changed]
 
 
 def finite(losses: Sequence[float] | Row) -> Row:
@@ -88,7 +97,8 @@ def measure_damage(
         and, since noise is no merit, never less than that of a more precise choice. A loss
         that is not finite counts as the largest that is.
     """
-    found = finite(losses(single_changes(costs)))
+    lower = [range(len(row) - 1) for row in costs]
+    found = finite(losses(single_changes(most_precise(costs), lower)))
     added = iter(found[1:] - found[0])
     rows = []
     for row, finer in zip(costs, as_precise, strict=True):

@@ -116,22 +116,24 @@ def test_of_choices_that_cost_the_same_the_preferred_one_is_tried() -> None:
 
 
 def test_windows_reach_every_decision() -> None:
-    """In a round a third is looked at; every third round it is the same."""
-    network = Network(1, 6, 0.0)
-    found = network.refined((1,) * 6, rounds=12, decisions=2)
-    rounds = [asked for asked in network.asked if len(asked) > 8]
-    changed = [{a for a in asked if a != asked[0]} for asked in rounds]
-    for number, singles in enumerate(changed[:3]):
-        differing = {
-            i
-            for a in singles
-            for i, (x, y) in enumerate(zip(a, (1,) * 6, strict=True))
-            if x != y
-        }
-        if number == 0:
-            assert differing == {0, 1}
-    assert network.loss(found) < network.loss((1,) * 6)
-    assert found != (1,) * 6
+    """In a round a third of the decisions is looked at, one window after another."""
+    network, start, effort = Network(1, 6, 0.0), (1,) * 6, Effort(3, 2, 1)
+    looked_at: list[set[int]] = []
+
+    def losses(candidates: Sequence[Choices], batches: Sequence[int]) -> Matrix:
+        if batches[0] % effort.drawn == 0:
+            changed = [
+                i
+                for choices in candidates
+                for i, pair in enumerate(zip(choices, candidates[0], strict=True))
+                if pair[0] != pair[1]
+            ]
+            looked_at.append(set(changed))
+        return network.losses(candidates, batches)
+
+    found, _ = refine(start, network.costs, network.preferences, losses, effort=effort)
+    assert looked_at == [{0, 1}, {2, 3}, {4, 5}]
+    assert network.loss(found) < network.loss(start)
 
 
 def test_a_border_counts_in_the_budget() -> None:
@@ -213,16 +215,18 @@ def test_effort_is_within_what_may_be_evaluated(evaluations: float, decisions: i
     assert used <= max(evaluations, least)
 
 
-def test_what_may_be_noise_changes_nothing() -> None:
-    """The two assignments are equally good; each batch prefers one or the other."""
+@pytest.mark.parametrize(("gain", "fewest", "most"), [(0.0, 0, 10), (0.1, 45, 50)])
+def test_what_may_be_noise_changes_nothing(gain: float, fewest: int, most: int) -> None:
+    """Each batch prefers one or the other of two; the second is better by a gain."""
     costs = (np.array([0.2, 0.2]),)
     rng = np.random.default_rng(0)
 
     def losses(candidates: Sequence[Choices], batches: Sequence[int]) -> Matrix:
-        return 1 + 0.1 * rng.standard_normal((len(batches), len(candidates)))
+        noise = 0.1 * rng.standard_normal((len(batches), len(candidates)))
+        return noise + 1 - gain * np.array([a[0] for a in candidates])
 
-    kept = sum(
-        refine((0,), costs, [np.zeros(2)], losses, effort=Effort(1, 1, 2))[0] == (0,)
+    changed = sum(
+        refine((0,), costs, [np.zeros(2)], losses, effort=Effort(1, 1, 8))[0] == (1,)
         for _ in range(50)
     )
-    assert kept >= 35
+    assert fewest <= changed <= most

@@ -15,6 +15,7 @@ from onnx_fliqs.projection import LEAST_SPENT
 from onnx_fliqs.strategies import (
     greedy_choices,
     measure_damage,
+    most_precise,
     program_choices,
     random_choices,
     single_changes,
@@ -41,7 +42,7 @@ def spent(table: Rows, choices: Sequence[int]) -> float:
 
 
 def test_single_changes_differ_in_one_decision() -> None:
-    found = single_changes(costs([1, 1], 8))
+    found = single_changes(most_precise(costs([1, 1], 8)), [range(2)] * 2)
     assert found == [(2, 2), (0, 2), (1, 2), (2, 0), (2, 1)]
 
 
