@@ -22,7 +22,8 @@ from common import provenance
 from tasks import TASKS
 
 from onnx_fliqs import Budget, BudgetKind, SearchConfig, evaluate, search
-from onnx_fliqs.search_loop import Phase, Progress
+from onnx_fliqs.schedule import Phase
+from onnx_fliqs.search_loop import Progress
 
 _PLAIN = """
 import json, sys

@@ -19,11 +19,10 @@ Everything a step does is a function of its number, the seed and one :class:`Sea
 search that continues from a checkpoint ends with the same bytes as one that never stopped.
 """
 
-import enum
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -31,18 +30,10 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.batch_parts import part_sizes, values_per_sample
 from onnx_fliqs.borders import spent
-from onnx_fliqs.budget_shares import budget_reports
-from onnx_fliqs.calibrate import (
-    activation_scales,
-    blended,
-    fit_to_activations,
-    sample_values,
-    weight_scales,
-)
 from onnx_fliqs.checkpoint import Checkpoint
+from onnx_fliqs.conclude import conclude
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import (
     Choices,
@@ -56,23 +47,21 @@ from onnx_fliqs.controller import (
     sample,
     uniform,
 )
-from onnx_fliqs.convergence import Convergence, Evidence, History, doubts
-from onnx_fliqs.cost import cost_of
+from onnx_fliqs.convergence import History
 from onnx_fliqs.critic import Critic
 from onnx_fliqs.data import Dataset, batch_indices
-from onnx_fliqs.emission import Emitted, emit, ship
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
-from onnx_fliqs.evaluation import run_dataset
 from onnx_fliqs.judged import exposed
-from onnx_fliqs.latency_report import LatencyReport, report_latency
-from onnx_fliqs.objective import Metric, quality
-from onnx_fliqs.prepare import make_batch, weights_of, with_sites, with_weights
+from onnx_fliqs.objective import Metric
+from onnx_fliqs.prepare import make_batch, with_sites
 from onnx_fliqs.projection import project
 from onnx_fliqs.refinement import plan, refine
+from onnx_fliqs.refit_thresholds import refit_thresholds
 from onnx_fliqs.reinforce import Reinforce
-from onnx_fliqs.report import SearchResult, layer_reports
-from onnx_fliqs.runtime import load_training, make_session
-from onnx_fliqs.scoring import EVALUATION_BATCH, Scoring
+from onnx_fliqs.report import SearchResult
+from onnx_fliqs.runtime import load_training
+from onnx_fliqs.schedule import Phase, Schedule
+from onnx_fliqs.scoring import Scoring
 from onnx_fliqs.search_setup import Setup, set_up
 from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
 from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices, with_sensitivity
@@ -85,20 +74,15 @@ from onnx_fliqs.strategies import (
     random_choices,
     uniform_choices,
 )
-from onnx_fliqs.thresholds import Statistics
 from onnx_fliqs.train_step import TrainStep
 from onnx_fliqs.trainability import trainable_parameters
 
-__all__ = ["Phase", "Progress", "search"]
+__all__ = ["Progress", "search"]
 
 logger = logging.getLogger(__name__)
 
-_VERIFIED_BATCHES: Final = 2
 _DAMAGE_BATCHES: Final = 4
 """Held-out batches on which single changes of format are measured, at most."""
-_COOLED: Final = 0.9
-"""How far the critic's policy has cooled before the first step if weights train on its draws,
-as a share: it should hardly change its mind any more."""
 _CLEARLY_BETTER: Final = 0.8
 """Share of the loss of what single changes say to be best, under which the critic is believed:
 on the float network, loss tells little of what training leaves of it."""
@@ -106,25 +90,8 @@ _MEASURED: Final = 1.0
 _REFINED: Final = 1.0
 """Held-out samples on which single changes of the float network, and refinements, are scored,
 for each sample that the weights train on."""
-_EVALUATIONS: Final = 5
-"""How often the frozen phase looks for its best weights."""
-_KEPT_SCALE: Final = 0.5
-"""Share of the old thresholds in the running ones."""
 _MOST_SKIPPED: Final = 20
 """Steps in a row without a finite gradient after which a search gives up."""
-_WARM_UP: Final = 20
-_LEAST_RATE: Final = 0.05
-"""The learning rate at the end, as a share of the largest."""
-
-
-class Phase(enum.Enum):
-    """What a step is for."""
-
-    OBSERVE = "observe"
-    """Before the first step: a round of draws on the float network; nothing trains."""
-    DELAY = "delay"
-    SEARCH = "search"
-    FROZEN = "frozen"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +160,7 @@ def search(
     try:
         state = run.loop(run.begin(progress, resume), progress)
         try:
-            return run.finish(state, started)
+            return run.conclude(state, started)
         except KeyboardInterrupt:
             raise InterruptedSearchError("stopped after the last step") from None
     finally:
@@ -211,19 +178,8 @@ class _Run:
         self._setup = setup
         self._store = store
         self._space = space
-        searches = config.strategy is Strategy.FLIQS
-        self._last = min(round(config.freeze * config.steps), config.steps - 1)
-        self._delay = round(config.delay * config.steps) if searches else 0
-        self._freeze = self._last if searches else 0
-        self._look_back = self._freeze - (self._freeze - self._delay) // 4
+        self._schedule = Schedule.of(config)
         self._costs, self._borders = setup.costs, setup.borders
-        observes = searches and config.controller.method is Method.CRITIC
-        self._rounds = round(config.observe * config.steps) if observes else 0
-        refinements = config.refine if config.refines else 0
-        self._refined_at = {
-            round(self._freeze * number / refinements): number
-            for number in range(1, refinements + 1)
-        }
         self._uniform = uniform([len(row) for row in self._costs])
         self._parts = _part_sizes(setup)
         outputs = setup.objective.outputs
@@ -239,7 +195,7 @@ class _Run:
             optimizer=config.optimizer,
         )
         self._scoring = Scoring(setup, self._step)
-        measures = self._rounds or self._refined_at
+        measures = self._schedule.rounds or self._schedule.refines
         self._sensitivity = self._measure_sensitivity() if measures else ()
         self._controller = self._make_controller()
 
@@ -263,24 +219,21 @@ class _Run:
             self._step.initial(),
             self._controller.initial(),
             self._setup.scales,
-            History.empty(self._rounds + self._setup.config.steps),
+            History.empty(self._schedule.rounds + self._schedule.steps),
         )
 
     def _observe(
         self, state: SearchState, progress: Callable[[Progress], None] | None
     ) -> SearchState:
-        """Rounds of draws on the float network, from a policy that cools down.
-
-        Where weights train on an assignment, it is the last thing that is chosen.
-        """
-        cooled = 1.0 if self._refined_at else _COOLED
-        for number in range(self._rounds):
-            policy = self._controller.policy(state.controller, cooled * number / self._rounds)
+        """Rounds of draws on the float network, from a policy that cools down."""
+        schedule = self._schedule
+        for number in range(schedule.rounds):
+            policy = self._controller.policy(state.controller, schedule.observed(number))
             rng = np.random.default_rng([self._setup.config.seed, number, 1])
             state, held_out = self._learn(state, policy, rng, number)
             report = Progress(
                 step=number + 1,
-                steps=self._rounds,
+                steps=schedule.rounds,
                 phase=Phase.OBSERVE,
                 loss=math.nan,
                 held_out=held_out,
@@ -291,9 +244,7 @@ class _Run:
             state = self._noted(state, number + 1, report)
             if progress is not None:
                 progress(report)
-        if not self._refined_at:
-            return state
-        return replace(state, current=self._start(state))
+        return replace(state, current=self._start(state)) if schedule.refines else state
 
     def loop(
         self, state: SearchState, progress: Callable[[Progress], None] | None
@@ -315,44 +266,43 @@ class _Run:
         return state
 
     def _advance(self, state: SearchState) -> tuple[SearchState, Progress]:
-        config, step = self._setup.config, state.step
+        config, schedule, step = self._setup.config, self._schedule, state.step
         held_out = math.nan
-        if step in self._refined_at:
-            state, held_out = self._refine(state, self._refined_at[step])
-        if step == self._freeze:
+        if step in schedule.refinements:
+            state, held_out = self._refine(state, schedule.refinements[step])
+        if step == schedule.freeze:
             state = self._fix(state)
-        elif step == self._look_back:
+        elif step == schedule.look_back:
             state = replace(state, earlier=self._choose(state))
         if config.refresh is not None and step % config.refresh == 0 and step > 0:
-            state = replace(state, scales=self._rescale(state))
-        phase = self._phase(step)
+            state = replace(state, scales=self._refitted(state))
         rng = np.random.default_rng([config.seed, step, 0])
         policy = self._policy(state)
         fixed = state.final or state.current
         state, loss = self._train(state, fixed or sample(policy, rng))
         if fixed is None:
-            state, held_out = self._learn(state, policy, rng, self._rounds + step)
+            state, held_out = self._learn(state, policy, rng, schedule.rounds + step)
         state = replace(state, step=step + 1)
         measured = None
-        if phase is Phase.FROZEN and self._is_evaluation(state.step):
+        if schedule.evaluates(state.step):
             state, measured, held_out = self._measure(state)
         report = Progress(
             step=state.step,
-            steps=config.steps,
-            phase=phase,
+            steps=schedule.steps,
+            phase=schedule.phase(step),
             loss=loss,
             held_out=held_out,
             cost=self._expected_cost(state, policy),
             entropy=entropy(policy) if state.final is None else state.entropy,
             quality=measured,
         )
-        return self._noted(state, self._rounds + state.step, report), report
+        return self._noted(state, schedule.rounds + state.step, report), report
 
     def _noted(self, state: SearchState, number: int, report: Progress) -> SearchState:
         """The state with a report in its history, of which rounds are the first steps."""
         history = state.history.added(
             number,
-            self._rounds + self._setup.config.steps,
+            self._schedule.rounds + self._schedule.steps,
             loss=report.loss,
             held_out=report.held_out,
             cost=report.cost,
@@ -362,30 +312,9 @@ class _Run:
 
     def _policy(self, state: SearchState) -> Policy:
         """The policy of the coming step: uniform during the delay."""
-        if state.step < self._delay:
+        if state.step < self._schedule.delay:
             return self._uniform
-        return self._controller.policy(state.controller, self._progress(state.step))
-
-    def _progress(self, step: int) -> float:
-        """Time of the search, up to 1 when the policy is fixed.
-
-        It starts at the end of the delay: from 0, or from where observation left off.
-        """
-        if self._refined_at:
-            return 1.0
-        start = _COOLED if self._rounds else 0.0
-        passed = (step - self._delay) / max(1, self._freeze - self._delay)
-        return start + (1 - start) * passed
-
-    def _phase(self, step: int) -> Phase:
-        if step >= self._freeze:
-            return Phase.FROZEN
-        return Phase.DELAY if step < self._delay else Phase.SEARCH
-
-    def _is_evaluation(self, step: int) -> bool:
-        steps = self._setup.config.steps
-        every = max(1, (steps - self._last) // _EVALUATIONS)
-        return step >= self._last and (steps - step) % every == 0
+        return self._controller.policy(state.controller, self._schedule.cooled(state.step))
 
     def _expected_cost(self, state: SearchState, policy: Policy) -> float:
         fixed = state.final or state.current
@@ -404,7 +333,7 @@ class _Run:
             make_batch(data, rows) for rows in np.split(indices, np.cumsum(self._parts)[:-1])
         ]
         values = self._setup.values(choices, state.scales)
-        train, report = self._step.step(state.train, parts, values, self._rate(step))
+        train, report = self._step.step(state.train, parts, values, self._schedule.rate(step))
         skipped = 0 if report.applied else state.skipped + 1
         if not report.applied:
             logger.warning("step %d: the gradient is not finite; skipped", step + 1)
@@ -414,13 +343,6 @@ class _Run:
                 " try a smaller --learning-rate"
             )
         return replace(state, train=train, skipped=skipped), report.loss
-
-    def _rate(self, step: int) -> float:
-        """Linear warm-up, then a cosine down to a twentieth."""
-        config = self._setup.config
-        warm = min(1.0, (step + 1) / min(_WARM_UP, config.steps))
-        cosine = (1 + math.cos(math.pi * step / config.steps)) / 2
-        return config.learning_rate * warm * (_LEAST_RATE + (1 - _LEAST_RATE) * cosine)
 
     def _learn(
         self, state: SearchState, policy: Policy, rng: np.random.Generator, number: int
@@ -435,11 +357,11 @@ class _Run:
         """
         draws = [sample(policy, rng) for _ in range(self._setup.config.draws)]
         losses, scores = self._scoring.scores(draws, state.train, state.scales, number)
-        if state.step < self._delay:
+        if state.step < self._schedule.delay:
             learned = self._controller.observe(state.controller, draws, scores)
         else:
             learned = self._controller.update(
-                state.controller, draws, scores, self._progress(state.step)
+                state.controller, draws, scores, self._schedule.cooled(state.step)
             )
         return replace(state, controller=learned), float(np.mean(losses))
 
@@ -496,41 +418,11 @@ class _Run:
             best = Best(value, loss, weights, state.scales)
         return replace(state, best=best), value, loss
 
-    def _rescale(self, state: SearchState) -> Scales:
-        """Thresholds that follow the weights, and with them the activations."""
-        space, config = self._space, self._setup.config
-        calibrated = config.statistics is Statistics.CALIBRATED
-        trained = {name: value.numpy() for name, value in state.train.parameters.items()}
-        weights = weights_of(self._setup.prepared.canonical, space) | trained
-        scales = self._setup.scales if calibrated else self._activation_scales(state)
-        scales = scales | weight_scales(space, weights, config.seed, config.thresholds)
-        return fit_to_activations(space, scales, weights)
-
-    def _activation_scales(self, state: SearchState) -> Scales:
-        """Of what the network as it is now makes of some training samples."""
-        space, config = self._space, self._setup.config
-        choices = (
-            state.final
-            or state.current
-            or most_probable(
-                self._controller.policy(state.controller, self._progress(state.step))
-            )
-        )
-        names = [site.tensor for site in space.sites if not site.is_weight]
-        data = self._setup.train
-        size = data.batch_within(EVALUATION_BATCH)
-        count = max(1, min(EVALUATION_BATCH, len(data)) // size)
-        values, wanted = self._setup.values(choices, state.scales), list(dict.fromkeys(names))
-        rows = np.minimum(np.arange(count * size), len(data) - 1).reshape(count, size)
-        seen = (
-            self._step.observe(state.train, make_batch(data, row), values, wanted)
-            for row in rows
-        )
-        samples = sample_values(seen, count, config.seed)
-        latest = activation_scales(space, samples, config.thresholds)
-        if config.statistics is Statistics.LATEST or space.power_of_two_scales:
-            return latest
-        return blended(state.scales, latest, _KEPT_SCALE)
+    def _refitted(self, state: SearchState) -> Scales:
+        """Thresholds that follow the weights, for what they train on or the likeliest draw."""
+        policy = self._controller.policy(state.controller, self._schedule.cooled(state.step))
+        choices = state.final or state.current or most_probable(policy)
+        return refit_thresholds(self._setup, self._step, state.train, state.scales, choices)
 
     def _make_controller(self) -> Controller[Any]:
         """The controller, told what is known of the layers before anything is drawn."""
@@ -585,7 +477,9 @@ class _Run:
             The state after it, and the loss on held-out samples that decided.
         """
         assert state.current is not None
-        effort = plan(self._batches_for(_REFINED) / len(self._refined_at), len(self._costs))
+        effort = plan(
+            self._batches_for(_REFINED) / len(self._schedule.refinements), len(self._costs)
+        )
         refined, loss = refine(
             state.current,
             self._costs,
@@ -599,6 +493,22 @@ class _Run:
         )
         return replace(state, current=refined), loss
 
+    # --- the end ---------------------------------------------------------------------------
+
+    def conclude(self, state: SearchState, started: float) -> SearchResult:
+        """The result, after the last step."""
+        favourites = None
+        if self._setup.config.strategy is Strategy.FLIQS and not self._schedule.refines:
+            favourites = most_probable(self._controller.policy(state.controller, 1.0))
+        return conclude(
+            self._setup,
+            self._scoring,
+            self._schedule,
+            state,
+            favourites=favourites,
+            started=started,
+        )
+
     # --- checkpoints -----------------------------------------------------------------------
 
     def _save(self, state: SearchState) -> None:
@@ -611,99 +521,6 @@ class _Run:
         if arrays is None:
             return None
         return from_arrays(arrays, self._step, self._controller)
-
-    # --- the end ---------------------------------------------------------------------------
-
-    def finish(self, state: SearchState, started: float) -> SearchResult:
-        """Emit the best weights, verify the graph and measure it."""
-        setup, best = self._setup, state.best
-        assert state.final is not None and best is not None  # noqa: PT018 - after the loop
-        chosen = self._space.assign(state.final)
-        trained = with_weights(setup.prepared.canonical, best.weights)
-        emitted = emit(
-            trained,
-            self._space,
-            chosen,
-            best.scales,
-            setup.target,
-            [batch.inputs for batch in self._scoring.batches[:_VERIFIED_BATCHES]],
-        )
-        names = setup.objective.outputs
-        session = make_session(exposed(emitted.graph, names), level=emitted.level)
-        names_chosen = {name: fmt.name for name, fmt in chosen.items()}
-        latency, unmeasured = self._latency(names_chosen, emitted)
-        measure = {"labels": setup.held_out.labels, "teacher": self._scoring.teacher}
-        outputs = run_dataset(session, setup.held_out, names)
-        metric = setup.objective.metric
-        float_quality = quality(metric, self._scoring.teacher, **measure)  # type: ignore[arg-type]
-        quantized_quality = quality(metric, outputs, **measure)  # type: ignore[arg-type]
-        convergence = self._convergence(state, float_quality - quantized_quality)
-        shipped, notes = ship(emitted.graph, setup.target, setup.held_out)
-        return SearchResult(
-            model=shipped,
-            trained=trained,
-            assignment=Assignment(names_chosen, setup.target.name),
-            layers=layer_reports(self._space, chosen),
-            skipped=self._space.skipped,
-            cost=cost_of(self._space, chosen),
-            budgets=budget_reports(setup.budgets, self._costs, self._borders, state.final),
-            metric=metric.value,
-            float_quality=float_quality,
-            quantized_quality=quantized_quality,
-            untrained_loss=state.untrained_loss,
-            loss=best.loss,
-            verification=emitted.verification,
-            optimization_level=emitted.level,
-            steps=setup.config.steps,
-            seconds=time.monotonic() - started,
-            seed=setup.config.seed,
-            entropy=None if math.isnan(state.entropy) else state.entropy,
-            convergence=convergence,
-            strategy=setup.config.strategy,
-            latency=latency,
-            warnings=(
-                *setup.warnings,
-                *emitted.warnings,
-                *unmeasured,
-                *notes,
-                *convergence.warnings,
-            ),
-        )
-
-    def _convergence(self, state: SearchState, lost: float) -> Convergence:
-        """Whether the search has come to an end, from all that is known of it."""
-        config = self._setup.config
-        assert state.final is not None and state.best is not None  # noqa: PT018 - as above
-        curves = state.history.curves(self._rounds + config.steps, self._rounds)
-        favourites = None
-        if config.strategy is Strategy.FLIQS and not self._refined_at:
-            favourites = most_probable(self._controller.policy(state.controller, 1.0))
-        evidence = Evidence(
-            curves=curves,
-            choices=[len(row) for row in self._costs],
-            final=state.final,
-            entropy=state.entropy,
-            favourites=favourites,
-            earlier=state.earlier,
-            frozen=self._freeze,
-            steps=config.steps,
-            trained=bool(state.train.parameters),
-            untrained_loss=state.untrained_loss,
-            loss=state.best.loss,
-            lost=lost,
-        )
-        return Convergence(doubts(evidence), curves)
-
-    def _latency(
-        self, chosen: Mapping[str, str], emitted: Emitted
-    ) -> tuple[LatencyReport | None, tuple[str, ...]]:
-        """Predicted and measured, if there is a table to predict it."""
-        setup, table = self._setup, self._setup.config.latency_table
-        if table is None:
-            return None, ()
-        return report_latency(
-            table, chosen, setup.prepared.canonical, emitted.graph, emitted.level, setup.train
-        )
 
 
 def _rank(quality: float, loss: float, labelled: bool) -> tuple[float, float]:

@@ -643,7 +643,7 @@ def test_predicted_and_measured_are_printed_side_by_side(
     path = model.with_name("table.json")
     run("profile", model, "-o", path)
     timed = functools.partial(report_latency, runtime=made_up.runtime, clock=made_up.clock)
-    monkeypatch.setattr("onnx_fliqs.search_loop.report_latency", timed)
+    monkeypatch.setattr("onnx_fliqs.conclude.report_latency", timed)
     result = run(
         *("search", model, "--target", "ort-cpu", "--latency", 0.7, "--latency-table", path),
         *("--steps", 4, "--batch-size", 8, "--threads", 1),

@@ -39,7 +39,8 @@ from onnx_fliqs.model import load_model
 from onnx_fliqs.precision import parse_space
 from onnx_fliqs.prepare import prepare
 from onnx_fliqs.report import SearchResult
-from onnx_fliqs.search_loop import Phase, Progress, search
+from onnx_fliqs.schedule import Phase
+from onnx_fliqs.search_loop import Progress, search
 from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.target_files import parse_target
 from onnx_fliqs.targets import TARGETS
@@ -618,7 +619,8 @@ CHILD = """
 import sys
 from pathlib import Path
 from onnx_fliqs.config import SearchConfig
-from onnx_fliqs.search_loop import Phase, search
+from onnx_fliqs.schedule import Phase
+from onnx_fliqs.search_loop import search
 
 def told(report):
     if report.phase is not Phase.OBSERVE:

@@ -18,7 +18,8 @@ from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.errors import ConfigError, InterruptedSearchError
 from onnx_fliqs.optimizer import Optimizer
 from onnx_fliqs.report import SearchResult
-from onnx_fliqs.search_loop import Phase, Progress, search
+from onnx_fliqs.schedule import Phase
+from onnx_fliqs.search_loop import Progress, search
 from onnx_fliqs.search_setup import set_up
 from onnx_fliqs.thresholds import Statistics, Thresholds
 

@@ -383,7 +383,7 @@ def test_after_a_search_with_refreshes_every_scale_is_a_power_of_two(
         tables.append(weight_scales(*arguments))
         return tables[-1]
 
-    monkeypatch.setattr("onnx_fliqs.search_loop.weight_scales", noted)
+    monkeypatch.setattr("onnx_fliqs.refit_thresholds.weight_scales", noted)
     config = replace(QUICK, target=target.name, space="int4,int8,int4:int8")
     result = search(mlp(), samples(), config)
     assert_sound(result)

@@ -1,0 +1,89 @@
+"""What happens at which step of a search."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnx_fliqs.config import SearchConfig
+from onnx_fliqs.controller import ControllerConfig, Method
+from onnx_fliqs.schedule import Phase, Schedule
+from onnx_fliqs.strategies import Strategy
+
+shares = st.floats(0, 1)
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> Schedule:
+    delay, freeze = sorted((draw(shares), draw(shares)))
+    refine = draw(st.integers(0, 8))
+    return Schedule.of(
+        SearchConfig(
+            strategy=draw(st.sampled_from([Strategy.FLIQS, Strategy.ILP, Strategy.UNIFORM])),
+            steps=draw(st.integers(1, 300)),
+            observe=draw(st.floats(0, 2)),
+            refine=refine,
+            delay=0.0 if refine else delay,
+            freeze=freeze,
+        )
+    )
+
+
+@given(schedules())
+def test_phases_follow_each_other(schedule: Schedule) -> None:
+    order = [Phase.DELAY, Phase.SEARCH, Phase.FROZEN]
+    phases = [order.index(schedule.phase(step)) for step in range(schedule.steps)]
+    assert phases == sorted(phases)
+    assert order[phases[-1]] is Phase.FROZEN
+    assert phases.count(0) == schedule.delay
+
+
+@given(schedules())
+def test_the_last_weights_are_measured_and_only_frozen_ones(schedule: Schedule) -> None:
+    measured = [n for n in range(1, schedule.steps + 1) if schedule.evaluates(n)]
+    assert measured[-1] == schedule.steps
+    assert len(measured) <= 10
+    assert all(schedule.phase(n - 1) is Phase.FROZEN for n in measured)
+
+
+@given(schedules())
+def test_the_last_refinement_decides_what_is_fixed(schedule: Schedule) -> None:
+    if schedule.refines:
+        assert max(schedule.refinements) == schedule.freeze
+        assert schedule.refinements[schedule.freeze] == max(schedule.refinements.values())
+    assert schedule.look_back <= schedule.freeze
+
+
+@given(schedules())
+def test_rates_rise_and_fall(schedule: Schedule) -> None:
+    rates = [schedule.rate(step) for step in range(schedule.steps)]
+    top = rates.index(max(rates))
+    assert min(rates) > 0
+    assert max(rates) <= schedule.learning_rate
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+@given(schedules())
+def test_a_policy_cools_until_the_assignment_is_fixed(schedule: Schedule) -> None:
+    rounds = [schedule.observed(number) for number in range(schedule.rounds)]
+    steps = [schedule.cooled(step) for step in range(schedule.delay, schedule.freeze + 1)]
+    if schedule.phase(0) is not Phase.FROZEN:
+        assert steps[-1] == pytest.approx(1)
+        assert [*rounds, *steps] == sorted([*rounds, *steps])
+
+
+def test_baselines_are_frozen_from_the_start() -> None:
+    schedule = Schedule.of(SearchConfig(strategy=Strategy.GREEDY, steps=10))
+    assert (schedule.freeze, schedule.rounds, schedule.refinements) == (0, 0, {})
+    assert [n for n in range(11) if schedule.evaluates(n)] == [6, 7, 8, 9, 10]
+
+
+def test_reinforce_observes_and_refines_nothing() -> None:
+    config = SearchConfig(
+        steps=100, delay=0.2, freeze=0.75, controller=ControllerConfig(method=Method.REINFORCE)
+    )
+    schedule = Schedule.of(config)
+    assert (schedule.delay, schedule.freeze, schedule.look_back) == (20, 75, 62)
+    assert (schedule.rounds, schedule.refinements) == (0, {})
+    assert schedule.cooled(20) == 0
+    assert schedule.cooled(75) == 1
