@@ -103,7 +103,7 @@ def _optimizer(kind: Optimizer, *rates: float) -> dict[str, Variant]:
 
 
 CHOICES: dict[str, dict[str, Variant]] = {
-    "learning rate": _searches("learning_rate", 5e-4, 2e-3, 4e-3),
+    "learning rate": _searches("learning_rate", 5e-4, 1e-3, 4e-3),
     "distillation": _searches("distillation", 0.0, 1.0),
     "observe": _searches("observe", 0.0, 0.5),
     "refine": {

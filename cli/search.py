@@ -62,7 +62,7 @@ __all__ = ["command"]
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True, max=1, max_open=True),
-    default=1e-3,
+    default=2e-3,
     help="Largest change of a weight per step, relative to its tensor's size.",
 )
 @click.option(

@@ -47,7 +47,7 @@ class SearchConfig:
     steps: int = 500
     batch_size: int = 64
     seed: int = 0
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Largest change of a weight per step, relative to its tensor's root mean square (for
     ``Optimizer.ADAM``: absolute)."""
     loss: str = "auto"

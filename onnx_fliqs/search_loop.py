@@ -3,7 +3,8 @@
 Before the first step the critic observes the float network: how much each layer alone adds
 to the loss, and rounds of draws from a policy that cools down until it is deterministic. Then:
 
-1. *search*: the weights train on the assignment within the budget that is held to be best.
+1. *search*: the weights train on the assignment within the budget that is held to be best. For
+   the first steps there may be two, each with weights of its own, of which the better is kept.
    Now and then it is refined (:mod:`~onnx_fliqs.refinement`): changes are scored on held-out
    samples with the weights as they are by then, which have mended some damage and not other;
 2. *frozen*: the assignment is fixed after a last refinement, and the weights train on.
@@ -63,7 +64,7 @@ from onnx_fliqs.runtime import load_training
 from onnx_fliqs.schedule import Phase, Schedule
 from onnx_fliqs.scoring import Scoring
 from onnx_fliqs.search_setup import Setup, set_up
-from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
+from onnx_fliqs.search_state import Best, Rival, Scales, SearchState, from_arrays, to_arrays
 from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices, with_sensitivity
 from onnx_fliqs.strategies import (
     Strategy,
@@ -83,11 +84,10 @@ logger = logging.getLogger(__name__)
 
 _DAMAGE_BATCHES: Final = 4
 """Held-out batches on which single changes of format are measured, at most."""
-_CLEARLY_BETTER: Final = 0.8
-"""Share of the loss of what single changes say to be best, under which the critic is believed:
-on the float network, loss tells little of what training leaves of it."""
+_DECIDING_BATCHES: Final = 16
+"""Held-out batches on which one of two assignments is given up, at most."""
 _MEASURED: Final = 1.0
-_REFINED: Final = 1.0
+_REFINED: Final = 0.75
 """Held-out samples on which single changes of the float network, and refinements, are scored,
 for each sample that the weights train on."""
 _MOST_SKIPPED: Final = 20
@@ -244,7 +244,7 @@ class _Run:
             state = self._noted(state, number + 1, report)
             if progress is not None:
                 progress(report)
-        return replace(state, current=self._start(state)) if schedule.refines else state
+        return self._start(state) if schedule.refines else state
 
     def loop(
         self, state: SearchState, progress: Callable[[Progress], None] | None
@@ -268,6 +268,8 @@ class _Run:
     def _advance(self, state: SearchState) -> tuple[SearchState, Progress]:
         config, schedule, step = self._setup.config, self._schedule, state.step
         held_out = math.nan
+        if state.rival is not None and step == schedule.settled:
+            state, held_out = self._settle(state, state.rival)
         if step in schedule.refinements:
             state, held_out = self._refine(state, schedule.refinements[step])
         if step == schedule.freeze:
@@ -279,6 +281,9 @@ class _Run:
         rng = np.random.default_rng([config.seed, step, 0])
         policy = self._policy(state)
         fixed = state.final or state.current
+        if (rival := state.rival) is not None:
+            other, _ = self._train(replace(state, train=rival.train), rival.choices)
+            state = replace(state, rival=replace(rival, train=other.train))
         state, loss = self._train(state, fixed or sample(policy, rng))
         if fixed is None:
             state, held_out = self._learn(state, policy, rng, schedule.rounds + step)
@@ -455,16 +460,33 @@ class _Run:
 
     # --- refinement ------------------------------------------------------------------------
 
-    def _start(self, state: SearchState) -> Choices:
-        """What single changes say to be best, unless what the critic prefers is much better.
+    def _start(self, state: SearchState) -> SearchState:
+        """Begin with what single changes say to be best, beside it what the critic prefers.
 
-        Where few bits leave little of the float network, draws from afar may mislead it.
+        On the float network, the loss of either tells little of what training leaves of it.
         """
         program = program_choices(self._costs, self._sensitivity, self._borders)
         preferred = self._choose(state)
-        candidates = [program, preferred]
-        known, other = finite(self._scoring.losses(candidates, state.train, state.scales))
-        return preferred if other < _CLEARLY_BETTER * known else program
+        rival = Rival(preferred, state.train) if preferred != program else None
+        return replace(state, current=program, rival=rival)
+
+    def _settle(self, state: SearchState, rival: Rival) -> tuple[SearchState, float]:
+        """Go on with the better of two assignments, each with the weights that it has trained.
+
+        Returns:
+            The state after it, and the loss on held-out samples that decided.
+        """
+        assert state.current is not None
+        sides = (state.current, state.train), (rival.choices, rival.train)
+        own, other = finite(
+            [
+                self._scoring.losses([choices], train, state.scales, _DECIDING_BATCHES)[0]
+                for choices, train in sides
+            ]
+        )
+        if other < own:
+            state = replace(state, current=rival.choices, train=rival.train)
+        return replace(state, rival=None), float(min(own, other))
 
     def _refine(self, state: SearchState, number: int) -> tuple[SearchState, float]:
         """Refine what the weights train on, with the weights as they are.

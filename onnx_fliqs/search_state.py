@@ -13,7 +13,7 @@ from onnx_fliqs.convergence import History
 from onnx_fliqs.sites import ScaleTable
 from onnx_fliqs.train_step import TrainState, TrainStep
 
-__all__ = ["Best", "Scales", "SearchState", "from_arrays", "to_arrays"]
+__all__ = ["Best", "Rival", "Scales", "SearchState", "from_arrays", "to_arrays"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Scales: TypeAlias = dict[tuple[str, str], npt.NDArray[np.float32]]
@@ -31,6 +31,14 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True)
+class Rival:
+    """Another assignment, on which weights of its own train for some steps."""
+
+    choices: Choices
+    train: TrainState
+
+
+@dataclass(frozen=True, slots=True)
 class SearchState:
     """Everything that a step changes."""
 
@@ -43,6 +51,8 @@ class SearchState:
     history: History
     current: Choices | None = None
     """What the weights train on before an assignment is fixed; None: on draws."""
+    rival: Rival | None = None
+    """What trains beside it at first, until one of the two is given up."""
     earlier: Choices | None = None
     """What would have been fixed at three quarters of the search phase."""
     final: Choices | None = None
@@ -74,6 +84,11 @@ def to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Arra
     }
     assignments = {"current": state.current, "earlier": state.earlier, "final": state.final}
     arrays |= {n: np.array(a, np.int64) for n, a in assignments.items() if a is not None}
+    if state.rival is not None:
+        arrays |= {
+            "rival": np.array(state.rival.choices, np.int64),
+            **{f"rival_train/{name}": a for name, a in state.rival.train.arrays().items()},
+        }
     if state.best is not None:
         arrays |= {
             "best": np.array([state.best.quality, state.best.loss]),
@@ -99,6 +114,9 @@ def from_arrays(
         best = Best(
             value, loss, _below("best_weights", arrays), _scales_below("best_scales", arrays)
         )
+    rival, rivals = None, _choices("rival", arrays)
+    if rivals is not None:
+        rival = Rival(rivals, step.restore(_below("rival_train", arrays)))
     return SearchState(
         step=int(arrays["step"]),
         train=step.restore(_below("train", arrays)),
@@ -106,6 +124,7 @@ def from_arrays(
         scales=_scales_below("scales", arrays),
         history=History(arrays["history/sums"], arrays["history/counts"]),
         current=_choices("current", arrays),
+        rival=rival,
         earlier=_choices("earlier", arrays),
         final=_choices("final", arrays),
         entropy=float(arrays["entropy"]),

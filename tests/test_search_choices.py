@@ -185,3 +185,44 @@ def test_an_agreement_without_classes_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs a model whose outputs are class scores"):
         search(network(), samples(), config)
     search(network(), samples(labels=False), replace(config, loss="auto"))
+
+
+RACE = replace(REFINED, steps=20, refine=1)
+FINE, COARSE = (1, 1, 1), (0, 0, 0)
+
+
+def race(
+    program: tuple[int, ...], preferred: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Say what single changes, and what the critic, hold to be best."""
+    module = "onnx_fliqs.search_loop"
+    monkeypatch.setattr(f"{module}.program_choices", lambda *_: program)
+    monkeypatch.setattr(f"{module}.project", lambda *_: preferred)
+    monkeypatch.setattr(f"{module}.refine", lambda start, *_, **__: (start, 0.0))
+
+
+@pytest.mark.parametrize("sides", [(FINE, COARSE), (COARSE, FINE)])
+def test_of_two_assignments_the_better_is_kept_with_its_weights(
+    sides: tuple[tuple[int, ...], tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    race(*sides, monkeypatch)
+    raced = search(network(), samples(labels=False), RACE)
+    assert set(raced.assignment.layers.values()) == {"int4"}
+    race(FINE, FINE, monkeypatch)
+    assert written(raced) == written(search(network(), samples(labels=False), RACE))
+
+
+def test_a_race_resumes_to_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    race(COARSE, FINE, monkeypatch)
+    whole = search(network(), samples(labels=False), RACE)
+
+    def stop(report: Progress) -> None:
+        if report.phase is not Phase.OBSERVE and report.step == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(InterruptedSearchError):
+        search(network(), samples(labels=False), RACE, checkpoint=tmp_path, progress=stop)
+    resumed = search(network(), samples(labels=False), RACE, checkpoint=tmp_path, resume=True)
+    assert written(resumed) == written(whole)
