@@ -15,10 +15,8 @@ __all__ = ["Phase", "Schedule"]
 _COOLED: Final = 0.9
 """How far the critic's policy has cooled before the first step if weights train on its draws,
 as a share: it should hardly change its mind any more."""
-_RACE: Final = 0.08
 _SHORTEST_RACE: Final = 25
-"""Steps for which two assignments train side by side at first, the first as a share of all:
-until the worst damage is mended, losses tell little of what is left of it in the end."""
+"""Steps: until the worst damage is mended, losses tell little of what is left in the end."""
 _EVALUATIONS: Final = 5
 """How often the frozen phase looks for its best weights."""
 _WARM_UP: Final = 20
@@ -76,7 +74,9 @@ class Schedule:
             rounds=round(config.observe * config.steps) if observes else 0,
             refinements=refinements,
             settled=min(
-                max(round(_RACE * config.steps), _SHORTEST_RACE), *refinements, freeze
+                max(round(config.race * config.steps), _SHORTEST_RACE),
+                *refinements,
+                freeze,
             ),
             evaluations_from=last,
             learning_rate=config.learning_rate,

@@ -466,8 +466,9 @@ class _Run:
         On the float network, the loss of either tells little of what training leaves of it.
         """
         program = program_choices(self._costs, self._sensitivity, self._borders)
-        preferred = self._choose(state)
-        rival = Rival(preferred, state.train) if preferred != program else None
+        rival = None
+        if self._setup.config.race > 0 and (preferred := self._choose(state)) != program:
+            rival = Rival(preferred, state.train)
         return replace(state, current=program, rival=rival)
 
     def _settle(self, state: SearchState, rival: Rival) -> tuple[SearchState, float]:

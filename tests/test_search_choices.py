@@ -212,6 +212,12 @@ def test_of_two_assignments_the_better_is_kept_with_its_weights(
     assert written(raced) == written(search(network(), samples(labels=False), RACE))
 
 
+def test_without_a_race_single_changes_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    race(COARSE, FINE, monkeypatch)
+    result = search(network(), samples(labels=False), replace(RACE, race=0.0))
+    assert set(result.assignment.layers.values()) == {"int2"}
+
+
 def test_a_race_resumes_to_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
