@@ -68,7 +68,6 @@ from onnx_fliqs.search_state import Best, Rival, Scales, SearchState, from_array
 from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices, with_sensitivity
 from onnx_fliqs.strategies import (
     Strategy,
-    finite,
     greedy_choices,
     measure_damage,
     program_choices,
@@ -479,15 +478,14 @@ class _Run:
         """
         assert state.current is not None
         sides = (state.current, state.train), (rival.choices, rival.train)
-        own, other = finite(
-            [
-                self._scoring.losses([choices], train, state.scales, _DECIDING_BATCHES)[0]
-                for choices, train in sides
-            ]
+        own, other = (
+            self._scoring.losses([choices], train, state.scales, _DECIDING_BATCHES)[0]
+            for choices, train in sides
         )
-        if other < own:
-            state = replace(state, current=rival.choices, train=rival.train)
-        return replace(state, rival=None), float(min(own, other))
+        loss = own
+        if other < own or not math.isfinite(own):
+            state, loss = replace(state, current=rival.choices, train=rival.train), other
+        return replace(state, rival=None), loss
 
     def _refine(self, state: SearchState, number: int) -> tuple[SearchState, float]:
         """Refine what the weights train on, with the weights as they are.

@@ -114,9 +114,6 @@ def from_arrays(
         best = Best(
             value, loss, _below("best_weights", arrays), _scales_below("best_scales", arrays)
         )
-    rival, rivals = None, _choices("rival", arrays)
-    if rivals is not None:
-        rival = Rival(rivals, step.restore(_below("rival_train", arrays)))
     return SearchState(
         step=int(arrays["step"]),
         train=step.restore(_below("train", arrays)),
@@ -124,7 +121,7 @@ def from_arrays(
         scales=_scales_below("scales", arrays),
         history=History(arrays["history/sums"], arrays["history/counts"]),
         current=_choices("current", arrays),
-        rival=rival,
+        rival=_rival(arrays, step),
         earlier=_choices("earlier", arrays),
         final=_choices("final", arrays),
         entropy=float(arrays["entropy"]),
@@ -132,6 +129,13 @@ def from_arrays(
         best=best,
         skipped=int(arrays["skipped"]),
     )
+
+
+def _rival(arrays: Mapping[str, Array], step: TrainStep) -> Rival | None:
+    choices = _choices("rival", arrays)
+    if choices is None:
+        return None
+    return Rival(choices, step.restore(_below("rival_train", arrays)))
 
 
 def _choices(name: str, arrays: Mapping[str, Array]) -> Choices | None:

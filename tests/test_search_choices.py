@@ -1,6 +1,7 @@
 """The alternatives to the choices of a search: each takes effect, repeats, and resumes."""
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from onnx_fliqs.errors import ConfigError, InterruptedSearchError
 from onnx_fliqs.optimizer import Optimizer
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.schedule import Phase
+from onnx_fliqs.scoring import Scoring
 from onnx_fliqs.search_loop import Progress, search
 from onnx_fliqs.search_setup import set_up
 from onnx_fliqs.thresholds import Statistics, Thresholds
@@ -210,6 +212,22 @@ def test_of_two_assignments_the_better_is_kept_with_its_weights(
     assert set(raced.assignment.layers.values()) == {"int4"}
     race(FINE, FINE, monkeypatch)
     assert written(raced) == written(search(network(), samples(labels=False), RACE))
+
+
+@pytest.mark.parametrize("sides", [(FINE, COARSE), (COARSE, FINE)])
+def test_a_loss_that_is_no_number_loses_a_race(
+    sides: tuple[tuple[int, ...], tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Scoring.losses
+
+    def losses(scoring: Scoring, candidates: list[Any], *rest: Any) -> list[float]:
+        found = measured(scoring, candidates, *rest)
+        return [math.nan] if candidates == [COARSE] else found
+
+    monkeypatch.setattr(Scoring, "losses", losses)
+    race(*sides, monkeypatch)
+    result = search(network(), samples(), RACE)
+    assert set(result.assignment.layers.values()) == {"int4"}
 
 
 def test_without_a_race_single_changes_decide(monkeypatch: pytest.MonkeyPatch) -> None:
