@@ -117,7 +117,7 @@ def _convergence(
     lost: float,
 ) -> Convergence:
     """Whether the search has come to an end, from all that is known of it."""
-    curves = state.history.curves(schedule.rounds + schedule.steps, schedule.rounds)
+    curves = state.history.curves(schedule.reports, schedule.rounds)
     evidence = Evidence(
         curves=curves,
         choices=[len(row) for row in setup.costs],

@@ -60,9 +60,9 @@ class SearchConfig:
     """Critic: rounds of draws that are scored on the float network before anything trains, as
     a share of the steps."""
     race: float = 0.08
-    """Critic: for which share of the steps, and at least 25, what it prefers and what an
-    integer program on single changes prefers train side by side, before the better of the two
-    is refined. 0: the program's choice is taken at once."""
+    """Critic: for which share of the steps, and at least 25, but no longer than to the first
+    refinement, what it prefers and what an integer program on single changes prefers train
+    side by side; the better is refined. 0: the program's choice is taken at once."""
     refine: int = 3
     """Critic: how often the assignment that the weights train on is refined while they do,
     evenly up to ``freeze``. 0: weights train on draws of the policy, which goes on learning

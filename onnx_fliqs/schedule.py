@@ -83,6 +83,11 @@ class Schedule:
         )
 
     @property
+    def reports(self) -> int:
+        """Rounds of observation and steps together: each makes one."""
+        return self.rounds + self.steps
+
+    @property
     def refines(self) -> bool:
         """Whether weights train on an assignment that is refined, not on draws."""
         return bool(self.refinements)

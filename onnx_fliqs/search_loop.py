@@ -218,7 +218,7 @@ class _Run:
             self._step.initial(),
             self._controller.initial(),
             self._setup.scales,
-            History.empty(self._schedule.rounds + self._schedule.steps),
+            History.empty(self._schedule.reports),
         )
 
     def _observe(
@@ -306,7 +306,7 @@ class _Run:
         """The state with a report in its history, of which rounds are the first steps."""
         history = state.history.added(
             number,
-            self._schedule.rounds + self._schedule.steps,
+            self._schedule.reports,
             loss=report.loss,
             held_out=report.held_out,
             cost=report.cost,
