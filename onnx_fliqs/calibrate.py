@@ -58,8 +58,9 @@ _UNGROUPED: Final = FORMATS["float32"]
 _SMALLEST_CHANNEL: Final = 2.0**-14
 """Least scale of a channel as a share of its tensor's largest: a dead channel must not make
 the int32 code of its bias overflow."""
-_LARGEST_BIAS_CODE: Final = 2.0**30
-"""Half of what int32 holds: training and bias correction move biases after calibration."""
+_LARGEST_BIAS_CODE: Final = 2.0**28
+"""An eighth of what int32 holds: training and bias correction move biases after calibration,
+and thresholds that are learned may halve both scales of which the unit is the product."""
 
 
 def sampled(values: npt.ArrayLike, count: int, rng: np.random.Generator) -> Array:

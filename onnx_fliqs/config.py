@@ -75,9 +75,12 @@ class SearchConfig:
     draws: int = 4
     """Assignments of the policy that are scored on one held-out batch."""
     held_out_batch: int = 64
-    refresh: int | None = None
-    """Steps between recalculations of the clipping thresholds; None: they stay as calibrated
+    threshold_rate: float = 10.0
+    """Learning rate of the clipping thresholds of activations, as a multiple of
+    ``learning_rate``: by what their logarithm changes in a step. 0: they stay as calibrated
     on the float network, and the weights learn to live with them."""
+    refresh: int | None = None
+    """Steps between recalculations of the clipping thresholds, where they are not learned."""
     checkpoint_every: int = 25
     """Steps between checkpoints."""
     workers: int | None = None
@@ -117,6 +120,14 @@ class SearchConfig:
         if not 0 < self.learning_rate < 1:
             raise ConfigError(
                 f"learning_rate must be between 0 and 1, got {self.learning_rate:g}"
+            )
+        if not 0 <= self.threshold_rate < math.inf:
+            raise ConfigError(
+                f"threshold_rate must not be negative, got {self.threshold_rate:g}"
+            )
+        if self.refresh is not None and self.threshold_rate > 0:
+            raise ConfigError(
+                "thresholds are learned or refreshed: refresh needs threshold_rate=0"
             )
         if not 0 <= self.distillation <= 1:
             raise ConfigError(f"distillation must be in [0, 1], got {self.distillation:g}")

@@ -11,6 +11,7 @@ from onnx_fliqs.passes.block_channels import BlockChannelsPass
 from onnx_fliqs.passes.merge_masks import MergeMasksPass
 from onnx_fliqs.passes.raise_scalars import RaiseScalarsPass
 from onnx_fliqs.runtime import make_session
+from onnx_fliqs.site_functions import INNER_PRODUCT
 
 __all__ = ["block_of_channels", "for_fast_kernels"]
 
@@ -43,11 +44,13 @@ def for_fast_kernels(model: ir.Model, samples: int) -> ir.Model:
         samples: About how many samples it will run on.
     """
     for pass_ in (
-        common.InlinePass(),
+        # It can be computed in blocked channels as a whole only.
+        common.InlinePass(lambda function: function.name != INNER_PRODUCT),
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False),
         MergeMasksPass(),
         BlockChannelsPass(block_of_channels(), samples),
         RaiseScalarsPass(),
+        common.InlinePass(),
     ):
         pass_(model)
     return model

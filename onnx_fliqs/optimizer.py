@@ -36,6 +36,7 @@ def build_optimizer(
     shapes: Mapping[str, Sequence[int]],
     share: float = 1.0,
     optimizer: Optimizer = Optimizer.RELATIVE_ADAM,
+    sizes: Mapping[str, float] | None = None,
 ) -> onnx.ModelProto:
     """Build the update of all parameters from the gradient of a batch.
 
@@ -47,6 +48,8 @@ def build_optimizer(
         shapes: Parameter name → shape, in the order in which the gradients are flattened.
         share: What makes the mean gradient of the one that is given, which may be a sum.
         optimizer: The step that follows from it.
+        sizes: Of some parameters, by what the learning rate is multiplied for them, whatever
+            they are.
 
     Returns:
         A model. Inputs: ``p<i>`` for each parameter, ``gradient``, ``m`` and ``v`` (all flat),
@@ -61,17 +64,20 @@ def build_optimizer(
         *_direction_lines(len(shapes), optimizer),
     ]
     initializers = ["int64[1] flat = {-1}"]
-    sizes = []
-    for i, shape in enumerate(shapes.values()):
+    fixed, lengths = sizes or {}, []
+    for i, (name, shape) in enumerate(shapes.items()):
         size = 1
         for dimension in shape:
             size *= dimension
-        sizes.append(size)
+        lengths.append(size)
         floor = "vector_floor" if len(shape) <= 1 else "tensor_floor"
         dims = ", ".join(str(d) for d in shape)
         initializers.append(f"int64[{len(shape)}] shape{i} = {{{dims}}}")
         initializers.append(f"float per_root{i} = {{{max(size, 1) ** -0.5!r}}}")
-        if optimizer is Optimizer.ADAM:
+        if name in fixed:
+            initializers.append(f"float size{i} = {{{fixed[name]!r}}}")
+            lines.append(f"rate{i} = Mul (rate, size{i})")
+        elif optimizer is Optimizer.ADAM:
             lines.append(f"rate{i} = Identity (rate)")
         else:
             lines += [
@@ -85,14 +91,14 @@ def build_optimizer(
             f"shaped{i} = Reshape (scaled{i}, shape{i})",
             f"p{i}_next = Sub (p{i}, shaped{i})",
         ]
-    initializers.append(f"int64[{len(sizes)}] sizes = {{{', '.join(map(str, sizes))}}}")
+    initializers.append(f"int64[{len(lengths)}] sizes = {{{', '.join(map(str, lengths))}}}")
     initializers.append(f"float share = {{{share!r}}}")
     initializers += [f"float {name} = {{{value!r}}}" for name, value in _CONSTANTS.items()]
     parameters = [
         f"float[{', '.join(map(str, shape))}] p{i}" if shape else f"float p{i}"
         for i, shape in enumerate(shapes.values())
     ]
-    total = sum(sizes)
+    total = sum(lengths)
     inputs = [
         *parameters,
         *(f"float[{total}] {name}" for name in ("gradient", "m", "v")),

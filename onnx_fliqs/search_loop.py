@@ -53,6 +53,7 @@ from onnx_fliqs.critic import Critic
 from onnx_fliqs.data import Dataset, batch_indices
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.judged import exposed
+from onnx_fliqs.learned_thresholds import grown, learned_thresholds
 from onnx_fliqs.objective import Metric
 from onnx_fliqs.prepare import make_batch, with_sites
 from onnx_fliqs.projection import project
@@ -181,6 +182,7 @@ class _Run:
         self._costs, self._borders = setup.costs, setup.borders
         self._uniform = uniform([len(row) for row in self._costs])
         self._parts = _part_sizes(setup)
+        self._learned = learned_thresholds(self._space) if config.threshold_rate > 0 else ()
         outputs = setup.objective.outputs
         self._step = TrainStep(
             with_sites(setup.prepared),
@@ -192,6 +194,8 @@ class _Run:
             parts=self._parts,
             workers=config.threads,
             optimizer=config.optimizer,
+            thresholds=self._learned,
+            threshold_rate=config.threshold_rate,
         )
         self._scoring = Scoring(setup, self._step)
         measures = self._schedule.rounds or self._schedule.refines
@@ -281,8 +285,9 @@ class _Run:
         policy = self._policy(state)
         fixed = state.final or state.current
         if (rival := state.rival) is not None:
-            other, _ = self._train(replace(state, train=rival.train), rival.choices)
-            state = replace(state, rival=replace(rival, train=other.train))
+            other = replace(state, train=rival.train, scales=rival.scales)
+            other, _ = self._train(other, rival.choices)
+            state = replace(state, rival=Rival(rival.choices, other.train, other.scales))
         state, loss = self._train(state, fixed or sample(policy, rng))
         if fixed is None:
             state, held_out = self._learn(state, policy, rng, schedule.rounds + step)
@@ -327,7 +332,7 @@ class _Run:
         return expected_cost(policy, self._costs)
 
     def _train(self, state: SearchState, choices: Choices) -> tuple[SearchState, float]:
-        """One step on the weights; nothing where nothing trains."""
+        """One step on weights and thresholds; nothing where nothing trains."""
         config, step = self._setup.config, state.step
         if not state.train.parameters:
             return state, math.nan
@@ -346,7 +351,10 @@ class _Run:
                 f"training diverged: no finite gradient for {skipped} steps in a row;"
                 " try a smaller --learning-rate"
             )
-        return replace(state, train=train, skipped=skipped), report.loss
+        scales = state.scales
+        if report.applied and len(report.growth):
+            scales = grown(scales, self._learned, report.growth, self._setup.scales)
+        return replace(state, train=train, scales=scales, skipped=skipped), report.loss
 
     def _learn(
         self, state: SearchState, policy: Policy, rng: np.random.Generator, number: int
@@ -467,7 +475,7 @@ class _Run:
         program = program_choices(self._costs, self._sensitivity, self._borders)
         rival = None
         if self._setup.config.race > 0 and (preferred := self._choose(state)) != program:
-            rival = Rival(preferred, state.train)
+            rival = Rival(preferred, state.train, state.scales)
         return replace(state, current=program, rival=rival)
 
     def _settle(self, state: SearchState, rival: Rival) -> tuple[SearchState, float]:
@@ -477,15 +485,17 @@ class _Run:
             The state after it, and the loss on held-out samples that decided.
         """
         assert state.current is not None
-        sides = (state.current, state.train), (rival.choices, rival.train)
-        own, other = (
-            self._scoring.losses([choices], train, state.scales, _DECIDING_BATCHES)[0]
-            for choices, train in sides
+        after = replace(state, rival=None)
+        overtaken = replace(
+            after, current=rival.choices, train=rival.train, scales=rival.scales
         )
-        loss = own
+        own, other = (
+            self._scoring.losses([choices], side.train, side.scales, _DECIDING_BATCHES)[0]
+            for choices, side in ((state.current, after), (rival.choices, overtaken))
+        )
         if other < own or not math.isfinite(own):
-            state, loss = replace(state, current=rival.choices, train=rival.train), other
-        return replace(state, rival=None), loss
+            return overtaken, other
+        return after, own
 
     def _refine(self, state: SearchState, number: int) -> tuple[SearchState, float]:
         """Refine what the weights train on, with the weights as they are.

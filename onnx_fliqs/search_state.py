@@ -32,10 +32,11 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """Another assignment, on which weights of its own train for some steps."""
+    """Another assignment, on which weights and thresholds of its own train for some steps."""
 
     choices: Choices
     train: TrainState
+    scales: Scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ def to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Arra
         arrays |= {
             "rival": np.array(state.rival.choices, np.int64),
             **{f"rival_train/{name}": a for name, a in state.rival.train.arrays().items()},
+            **_scale_arrays("rival_scales", state.rival.scales),
         }
     if state.best is not None:
         arrays |= {
@@ -135,7 +137,8 @@ def _rival(arrays: Mapping[str, Array], step: TrainStep) -> Rival | None:
     choices = _choices("rival", arrays)
     if choices is None:
         return None
-    return Rival(choices, step.restore(_below("rival_train", arrays)))
+    train = step.restore(_below("rival_train", arrays))
+    return Rival(choices, train, _scales_below("rival_scales", arrays))
 
 
 def _choices(name: str, arrays: Mapping[str, Array]) -> Choices | None:

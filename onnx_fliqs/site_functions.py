@@ -24,9 +24,13 @@ __all__ = [
     "BYTE_SITE",
     "DOMAIN",
     "GRADIENT_KEY",
+    "INNER_PRODUCT",
     "INTEGER_CODES",
     "INTEGER_SITE",
     "POSITIVE_SITE",
+    "SITES",
+    "STRAIGHT_THROUGH",
+    "inner_product",
     "site_function",
     "site_gradients",
 ]
@@ -40,6 +44,12 @@ ANY_SITE: Final = "SearchQDQ"
 INTEGER_SITE: Final = "SearchIntQDQ"
 BYTE_SITE: Final = "SearchByteQDQ"
 POSITIVE_SITE: Final = "SearchPositiveQDQ"
+SITES: Final = (ANY_SITE, INTEGER_SITE, BYTE_SITE, POSITIVE_SITE)
+"""All sites."""
+STRAIGHT_THROUGH: Final = ("StraightThrough", "PositiveStraightThrough")
+"""Their gradients, which read the gradient of what is quantized before the site's inputs."""
+INNER_PRODUCT: Final = "InnerProduct"
+"""The sum of the products of two tensors, whatever the order of their numbers; [1, 1]."""
 ANY_CODES: Final = ("lo", "hi", "factor", "least")
 """Fields of GridCode that ``SearchQDQ`` reads after the value and its scale, in order; those
 of ``SearchPositiveQDQ`` are the same."""
@@ -109,6 +119,14 @@ def PositiveStraightThrough(dy, x, scale, lo, hi):  # type: ignore[no-untyped-de
     return op.Mul(dy, op.Cast(op.LessOrEqual(x, op.Mul(unit, hi)), to=1))
 
 
+@script(_domain, default_opset=op)
+def InnerProduct(x, y):  # type: ignore[no-untyped-def]  # noqa: N802
+    row = op.Constant(value_ints=[1, -1])
+    # Reads as fast as memory allows. MatMul with a column takes ten times as long; ReduceSum
+    # of the product writes as much as it reads.
+    return op.Gemm(op.Reshape(x, row), op.Reshape(y, row), transB=1)  # type: ignore[arg-type]
+
+
 _SITES: Final = {
     ANY_SITE: (SearchQDQ, StraightThrough),
     POSITIVE_SITE: (SearchPositiveQDQ, PositiveStraightThrough),
@@ -141,3 +159,8 @@ def site_function(name: str) -> ir.Function:
 def site_gradients() -> list[ir.Function]:
     """The functions that the gradients of the sites call."""
     return [_to_ir(gradient) for gradient in (StraightThrough, PositiveStraightThrough)]
+
+
+def inner_product() -> ir.Function:
+    """The function of :data:`INNER_PRODUCT`, to be put into a model."""
+    return _to_ir(InnerProduct)

@@ -120,26 +120,45 @@ def _linear_end(gradient: ir.Value, roots: _Roots) -> tuple[list[ir.Value], set[
     concat = gradient.producer()
     assert concat is not None
     linear = {concat}
-    added: list[ir.Value] = []
+    ends: dict[ir.Value, None] = {}
     for operand in concat.inputs:
-        value = operand
-        assert value is not None
-        while (following := _linear_operand(value, roots)) is not None:
-            producer = value.producer()
-            assert producer is not None
-            linear.add(producer)
-            value = following
+        assert operand is not None
+        value, passed = _end(operand, roots, _LINEAR)
+        linear |= passed
         # The gradient of the loss varies with the samples; so does what is multiplied by it,
         # and all else is zero.
-        if value in roots.samples and value not in added:
-            added.append(value)
+        if value in roots.samples:
+            ends[value] = None
+    added = []
+    for end in ends:
+        # A sum of what is added up anyway is left for later.
+        value, passed = _end(end, roots, (*_LINEAR, "ReduceSum"))
+        if value is not end and value in ends:
+            linear |= passed
+        else:
+            added.append(end)
     return added, linear
 
 
-def _linear_operand(value: ir.Value, roots: _Roots) -> ir.Value | None:
+def _end(
+    value: ir.Value, roots: _Roots, operators: Sequence[str]
+) -> tuple[ir.Value, set[ir.Node]]:
+    """What a value is linear in, as far back as operators go, and the nodes from there on."""
+    passed = set()
+    while (following := _linear_operand(value, roots, operators)) is not None:
+        producer = value.producer()
+        assert producer is not None
+        passed.add(producer)
+        value = following
+    return value, passed
+
+
+def _linear_operand(
+    value: ir.Value, roots: _Roots, operators: Sequence[str]
+) -> ir.Value | None:
     """What a value is linear in, if nothing else is made of it and that varies with parts."""
     node = value.producer()
-    if node is None or not is_standard(node, *_LINEAR) or len(value.uses()) > 1:
+    if node is None or not is_standard(node, *operators) or len(value.uses()) > 1:
         return None
     varying = [index for index, v in enumerate(node.inputs) if v in roots.samples]
     if len(varying) != 1 or (varying[0] > 0 and node.op_type != "Mul"):

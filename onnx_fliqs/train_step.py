@@ -20,9 +20,11 @@ from onnx_fliqs.data import Dataset
 from onnx_fliqs.gradient import GRADIENT, build_gradient, promote_initializers
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.kernels import for_fast_kernels
+from onnx_fliqs.learned_thresholds import Threshold
 from onnx_fliqs.objective import Objective
 from onnx_fliqs.optimizer import BETA1, BETA2, Optimizer, build_optimizer
 from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
+from onnx_fliqs.passes.add_threshold_gradients import AddThresholdGradientsPass
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, unquantized
 from onnx_fliqs.payload import is_plain, settle, shareable
 from onnx_fliqs.runtime import (
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "StepReport", "TrainState", "TrainStep"]
 
 Array: TypeAlias = npt.NDArray[Any]
+_THRESHOLDS: Final = "onnx_fliqs.thresholds"
+"""What the optimizer calls them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,8 @@ class StepReport:
     """Length of the gradient."""
     applied: bool
     """Whether the gradient was finite, so that the weights changed."""
+    growth: Array
+    """By what the logarithms of the thresholds change, one threshold after another."""
 
 
 class TrainStep:
@@ -107,6 +113,8 @@ class TrainStep:
         parts: Sequence[int],
         workers: int,
         optimizer: Optimizer = Optimizer.RELATIVE_ADAM,
+        thresholds: Sequence[Threshold] = (),
+        threshold_rate: float = 1.0,
     ) -> None:
         """Build the sessions.
 
@@ -118,9 +126,13 @@ class TrainStep:
             parts: Samples of each part of a training batch.
             workers: Parts and evaluations that run side by side.
             optimizer: How weights follow their gradients.
+            thresholds: Those that are learned.
+            threshold_rate: The step of the logarithm of a threshold, in learning rates.
         """
         self.objective = objective
         self._parameters = tuple(parameters)
+        self._thresholds = thresholds
+        self._no_growth = np.zeros(sum(each.count for each in thresholds), np.float32)
         self._pool = ThreadPoolExecutor(workers)
         self._float = make_session(
             exposed(teacher, objective.outputs), threads=1, in_turn=True
@@ -149,7 +161,10 @@ class TrainStep:
         if self._parameters:
             self._gradient = self._gradient_of(model, parts, workers)
             shapes = {name: t.shape.numpy() for name, t in self._initial.items()}
-            update = build_optimizer(shapes, parts[0] / sum(parts), optimizer)
+            if thresholds:
+                shapes[_THRESHOLDS] = self._no_growth.shape
+            rates = {_THRESHOLDS: threshold_rate}
+            update = build_optimizer(shapes, parts[0] / sum(parts), optimizer, rates)
             self._optimizer = _Runner(
                 make_session(
                     update,
@@ -161,9 +176,10 @@ class TrainStep:
             )
 
     def _gradient_of(self, model: ir.Model, parts: Sequence[int], workers: int) -> "_Gradient":
-        proto = build_gradient(model, LOSS, self._parameters)
+        gradient = ir.from_proto(build_gradient(model, LOSS, self._parameters))
+        AddThresholdGradientsPass(self._thresholds)(gradient)
         graphs = cut_step(
-            for_fast_kernels(ir.from_proto(proto), max(parts)),
+            for_fast_kernels(gradient, max(parts)),
             (*self._parameters, *self._frozen),
             (CODES, SCALES),
             shares=workers,
@@ -201,7 +217,7 @@ class TrainStep:
 
     def initial(self) -> TrainState:
         """The weights of the model and no history."""
-        size = sum(tensor.size for tensor in self._initial.values())
+        size = sum(t.size for t in self._initial.values()) + len(self._no_growth)
         zeros = np.zeros(size, np.float32)
         return self.restore(
             {
@@ -287,15 +303,18 @@ class TrainStep:
         }
         arrays = {name: np.asarray(value) for name, value in scalars.items()}
         parameters = {f"p{i}": value for i, value in enumerate(state.parameters.values())}
+        if self._thresholds:
+            # From the threshold that there is: what becomes of 0 is how its logarithm changes.
+            arrays[f"p{len(parameters)}"] = self._no_growth
         flat = {"gradient": gradient, "m": state.m, "v": state.v, "length": state.length}
         *updated, m, v, length, norm = self._optimizer.run(
             {**parameters, **flat}, arrays
         ).values()
         length_of_gradient = float(norm.numpy())
-        report = StepReport(
-            loss, length_of_gradient, applied=math.isfinite(length_of_gradient)
-        )
-        if not report.applied:
+        applied = math.isfinite(length_of_gradient)
+        growth = updated.pop().numpy() if self._thresholds and applied else self._no_growth
+        report = StepReport(loss, length_of_gradient, applied, growth)
+        if not applied:
             return state, report
         after = TrainState(dict(zip(state.parameters, updated, strict=True)), m, v, length, t)
         return after, report

@@ -22,6 +22,7 @@ from onnx_fliqs.passes._graph import (
     with_bodies,
 )
 from onnx_fliqs.passes._ops import Ops, known_shape
+from onnx_fliqs.site_functions import INNER_PRODUCT
 
 __all__ = ["BlockChannelsPass"]
 
@@ -54,7 +55,8 @@ class BlockChannelsPass(ir.passes.InPlacePass):
     elementwise operator stays in blocked channels where one of its operands is; everything
     else reads images as they were.
 
-    Requires: opset 13; inferred shapes and types; calls of functions are inlined.
+    Requires: opset 13; inferred shapes and types; calls of functions are inlined, but for
+        ``onnx_fliqs.InnerProduct``.
     Ensures: the same outputs and signature, to within float rounding. Convolutions whose
         numbers of channels are no multiples of the block, or whose sizes are unknown, stay.
     Idempotent: convolutions in blocked channels are left alone.
@@ -111,6 +113,8 @@ class _Work:
             done = self._convolution(node, ops)
         elif node.op_type == "ConvGrad":
             done = self._gradient(node, ops)
+        elif node.op_type == INNER_PRODUCT:
+            done = self._inner_product(node, ops)
         else:
             done = self._elementwise(node, ops)
         if not done:
@@ -234,6 +238,17 @@ class _Work:
         )
         ops.nodes[-1].outputs[0].name = ""
         return found
+
+    def _inner_product(self, node: ir.Node, ops: Ops) -> bool:
+        """Of two images in blocked channels: these have the same numbers in one order."""
+        blocked = [self._blocked.get(value) for value in node.inputs if value is not None]
+        if self._native.isdisjoint(node.inputs) or None in blocked:
+            return False
+        (result,) = ops.again(node, *blocked)
+        old = node.outputs[0]
+        result.type, result.shape = old.type, old.shape
+        ir.convenience.replace_all_uses_with(old, result)
+        return True
 
     def _elementwise(self, node: ir.Node, ops: Ops) -> bool:
         if not is_standard(node, *_ELEMENTWISE) or self._native.isdisjoint(node.inputs):

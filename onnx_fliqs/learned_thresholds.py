@@ -1,0 +1,98 @@
+"""Clipping thresholds that training moves: which there are, and how they follow.
+
+A threshold switches with the format, and has a scale for each. What is learned is the
+logarithm of a factor that all formats of a site have in common: a site that clips too much in
+one format does so in the next as well.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from onnx_fliqs.sites import ScaleTable, SearchSpace, Site
+
+__all__ = ["Threshold", "grown", "learned_thresholds"]
+
+_FARTHEST: Final = 2.0
+"""By what factor a threshold may leave the calibrated one. The codes of biases, in units of
+the product of two, have room for as much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A threshold that is learned, or one for each channel of a weight."""
+
+    sites: tuple[str, ...]
+    """Names of the sites that share it."""
+    shape: tuple[int, ...] = ()
+    """In which the scales broadcast against a weight, of which it is then the only site; ()
+    for one."""
+    of_weight: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many numbers are learned."""
+        return math.prod(self.shape)
+
+
+def learned_thresholds(space: SearchSpace) -> tuple[Threshold, ...]:
+    """What is learned: thresholds of activations, and of the channels of weights.
+
+    A fixed range stays, and so do thresholds of groups, and all where every scale has to be a
+    power of two.
+
+    Args:
+        space: What is searched.
+    """
+    if space.power_of_two_scales:
+        return ()
+    weights, rooted = [], dict[str, list[Site]]()
+    for site in space.sites:
+        if not site.is_weight or site.same_scale_as is not None:
+            rooted.setdefault(site.same_scale_as or site.name, []).append(site)
+        elif site.bias_of is None and site.group_axis is None:
+            weights.append(Threshold((site.name,), site.broadcast_shape, of_weight=True))
+    return (*_of_activations(rooted.values()), *weights)
+
+
+def _of_activations(sharing: Iterable[Sequence[Site]]) -> tuple[Threshold, ...]:
+    # Sites of the same values have the same scales (see ``calibrate.activation_scales``).
+    alike: dict[tuple[str, ...], list[Site]] = {}
+    for sites in sharing:
+        tensors = dict.fromkeys(site.tensor for site in sites if not site.is_weight)
+        alike.setdefault(tuple(tensors), []).extend(sites)
+    return tuple(
+        Threshold(tuple(site.name for site in sites))
+        for sites in alike.values()
+        if all(site.fixed_range is None and site.broadcast_shape == () for site in sites)
+    )
+
+
+def grown(
+    scales: ScaleTable,
+    thresholds: Sequence[Threshold],
+    growth: npt.NDArray[np.float32],
+    calibrated: ScaleTable,
+) -> dict[tuple[str, str], npt.NDArray[np.float32]]:
+    """Scales after a step, in all formats; none is farther than twice from the calibrated one.
+
+    Args:
+        scales: Before the step.
+        thresholds: What is learned.
+        growth: By what the logarithms change, one threshold after another.
+        calibrated: Where they began.
+    """
+    keys = {n: list(own) for n, own in itertools.groupby(sorted(scales), lambda key: key[0])}
+    table = dict(scales)
+    ends = np.cumsum([threshold.count for threshold in thresholds])
+    factors = np.split(np.exp(growth), ends[:-1])
+    for threshold, factor in zip(thresholds, factors, strict=True):
+        for key in (key for name in threshold.sites for key in keys.get(name, ())):
+            start = calibrated[key]
+            table[key] = np.clip(scales[key] * factor, start / _FARTHEST, start * _FARTHEST)
+    return table
