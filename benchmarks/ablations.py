@@ -94,6 +94,11 @@ def _reinforce(**settings: Any) -> Variant:
     return Variant({"delay": 0.2, "freeze": 0.75}, published | settings)
 
 
+def _refreshed(statistics: Statistics, steps: int) -> Variant:
+    """Thresholds that are fitted anew, not learned."""
+    return Variant({"statistics": statistics, "refresh": steps, "threshold_rate": 0.0})
+
+
 def _optimizer(kind: Optimizer, *rates: float) -> dict[str, Variant]:
     """Each at several rates, since theirs are no comparable numbers."""
     return {
@@ -118,7 +123,8 @@ CHOICES: dict[str, dict[str, Variant]] = {
     "draws": _searches("draws", 2, 8),
     "held-out batch": _searches("held_out_batch", 16, 32, 128),
     "temperature": _controllers("temperature", 0.05, 0.5, 1.0),
-    "refresh": _searches("refresh", 10, 25, 50),
+    "threshold rate": _searches("threshold_rate", 0.0, 3.0, 30.0),
+    "refresh": {f"{steps}": _refreshed(Statistics.RUNNING, steps) for steps in (10, 25, 50)},
     "controller": {
         "REINFORCE": _reinforce(),
         "REINFORCE, beta -0.3": _reinforce(beta=-0.3),
@@ -149,11 +155,8 @@ CHOICES: dict[str, dict[str, Variant]] = {
         "thresholds", Thresholds.SHARED, Thresholds.PERCENTILE, Thresholds.MAXIMUM
     ),
     "statistics": {
-        **{
-            f"{kind.value}, refreshed": Variant({"statistics": kind, "refresh": 50})
-            for kind in Statistics
-        },
-        "latest, at every step": Variant({"statistics": Statistics.LATEST, "refresh": 1}),
+        **{f"{kind.value}, refreshed": _refreshed(kind, 50) for kind in Statistics},
+        "latest, at every step": _refreshed(Statistics.LATEST, 1),
     },
     "optimizer": {
         **_optimizer(Optimizer.RELATIVE_MOMENTUM, 5e-4, 1e-3, 2e-3, 4e-3),

@@ -1,9 +1,10 @@
 """What it costs to learn clipping thresholds by gradient, as LSQ does.
 
 The sites' straight-through gradient is a function of its own, which yields none for the scale.
-Differentiated operator by operator, a site yields that of LSQ (Esser et al. 2020): the rounded
-less the unrounded value inside the range, the end of the range outside. Timed are both
-gradients of one batch, in turn. ::
+That of LSQ (Esser et al. 2020) is the rounded less the unrounded value inside the range, the
+end of the range outside. ``AddThresholdGradientsPass`` makes it of two inner products;
+differentiated operator by operator, a site yields it as well. Timed are the gradients of one
+batch without thresholds, with the pass, and by operators, in turn. ::
 
     python benchmarks/threshold_gradients.py resnet20 vit mobilenetv2
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from statistics import median
 
 import numpy as np
+import onnx_ir as ir
 from common import provenance
 from onnx_ir.passes.common import InlinePass
 from tasks import TASKS
@@ -23,8 +25,11 @@ from onnx_fliqs import Dataset, SearchConfig
 from onnx_fliqs.data import input_specs
 from onnx_fliqs.gradient import GRADIENT, build_gradient, promote_initializers
 from onnx_fliqs.judged import exposed
+from onnx_fliqs.kernels import for_fast_kernels
+from onnx_fliqs.learned_thresholds import learned_thresholds
 from onnx_fliqs.model import load_model
 from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass
+from onnx_fliqs.passes.add_threshold_gradients import AddThresholdGradientsPass
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
 from onnx_fliqs.prepare import make_batch
 from onnx_fliqs.runtime import load_training, make_session, run_session
@@ -32,6 +37,7 @@ from onnx_fliqs.search_setup import Setup, set_up
 from onnx_fliqs.trainability import trainable_parameters
 
 _SAMPLES = 1000
+_WAYS = ("without", "with the pass", "by operators")
 
 
 def _setup(name: str) -> Setup:
@@ -44,7 +50,7 @@ def _setup(name: str) -> Setup:
     return set_up(TASKS[name].model, data, config)
 
 
-def _gradient(setup: Setup, batch_size: int, *, learned: bool) -> Callable[[], int]:
+def _gradient(setup: Setup, batch_size: int, way: str) -> Callable[[], int]:
     """A run of the gradient graph; gives back how many numbers it computed."""
     canonical, space = setup.prepared.canonical, setup.prepared.space
     outputs = setup.objective.outputs
@@ -55,10 +61,18 @@ def _gradient(setup: Setup, batch_size: int, *, learned: bool) -> Callable[[], i
     promote_initializers(model, [*parameters, CODES, SCALES])
     model = exposed(model, outputs).clone()
     AddLossPass(setup.objective.terms)(model)
-    if learned:
+    if way == "by operators":
         InlinePass()(model)
         parameters.append(SCALES)
-    session = make_session(build_gradient(model, LOSS, parameters), threads=1)
+    gradient = ir.from_proto(build_gradient(model, LOSS, parameters))
+    if way == "with the pass":
+        AddThresholdGradientsPass(learned_thresholds(space))(gradient)
+    session = make_session(
+        for_fast_kernels(gradient, batch_size),
+        threads=1,
+        disabled=["GatherSliceToSplitFusion"],
+        fuse_quantized=False,
+    )
     values = space.values(space.assign(space.levels[0]), setup.scales)
     batch = make_batch(setup.train, np.arange(batch_size))
     feeds = {
@@ -87,15 +101,15 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=20)
     options = parser.parse_args()
     load_training()
-    print("| model | straight-through, s | with thresholds, s | ratio |")
-    print("|---|---|---|---|")
+    print(f"| model | without, s | {' | '.join(f'{way}, s' for way in _WAYS[1:])} | ratios |")
+    print("|---|---|---|---|---|")
     for name in options.models:
         setup = _setup(name)
-        runs = [_gradient(setup, options.batch_size, learned=each) for each in (False, True)]
-        pairs = [[_seconds(run) for run in runs] for _ in range(options.repetitions + 2)][2:]
-        plain, learned = (median(column) for column in zip(*pairs, strict=True))
-        ratio = median(b / a for a, b in pairs)
-        print(f"| {name} | {plain:.3f} | {learned:.3f} | {ratio:.2f} |", flush=True)
+        runs = [_gradient(setup, options.batch_size, way) for way in _WAYS]
+        rounds = [[_seconds(run) for run in runs] for _ in range(options.repetitions + 2)][2:]
+        times = [f"{median(column):.3f}" for column in zip(*rounds, strict=True)]
+        ratios = [f"{median(r[way] / r[0] for r in rounds):.2f}" for way in (1, 2)]
+        print(f"| {name} | {' | '.join(times)} | {', '.join(ratios)} |", flush=True)
     print(json.dumps({"batch_size": options.batch_size, **provenance()}))
 
 

@@ -170,8 +170,14 @@ def _improves(losses: Matrix) -> bool:
 
 
 def _options(row: npt.NDArray[np.float64], preference: Row, current: int) -> list[int]:
-    """The choice that is made, and one of the next cheaper, next dearer and same cost."""
+    """The choice that is made, and one of the next cheaper, next dearer and same cost.
+
+    Where no choice costs anything, the most precise was taken and stays: that another is
+    better would be chance.
+    """
     cost = row.reshape(len(row), -1).sum(axis=1)
+    if not cost.any():
+        return [current]
     differs = cost - cost[current]
     alike = np.abs(differs) <= _ROUNDING * max(1.0, float(cost[current]))
     alike[current] = False

@@ -54,7 +54,6 @@ from onnx_fliqs.data import Dataset, batch_indices
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.learned_thresholds import grown, learned_thresholds
-from onnx_fliqs.objective import Metric
 from onnx_fliqs.prepare import make_batch, with_sites
 from onnx_fliqs.projection import project
 from onnx_fliqs.refinement import plan, refine
@@ -422,10 +421,8 @@ class _Run:
         assert state.final is not None
         value, loss = self._scoring.judge(state.final, state.train, state.scales)
         best = state.best
-        labelled = self._setup.objective.metric is Metric.ACCURACY
-        if best is None or _rank(value, loss, labelled) >= _rank(
-            best.quality, best.loss, labelled
-        ):
+        # Quality is counted in samples: of several weights, it says less than the loss.
+        if best is None or not math.isfinite(best.loss) or loss <= best.loss:
             weights = {name: v.numpy() for name, v in state.train.parameters.items()}
             best = Best(value, loss, weights, state.scales)
         return replace(state, best=best), value, loss
@@ -552,16 +549,6 @@ class _Run:
         if arrays is None:
             return None
         return from_arrays(arrays, self._step, self._controller)
-
-
-def _rank(quality: float, loss: float, labelled: bool) -> tuple[float, float]:
-    """What is to be largest; NaN comes last.
-
-    With labels, accuracy is the aim and the loss decides among equals. Without, the distance
-    from the float model is the aim, of which agreement is a coarse picture.
-    """
-    merits = (quality, -loss) if labelled else (-loss, quality)
-    return tuple(-math.inf if math.isnan(v) else v for v in merits)  # type: ignore[return-value]
 
 
 def _part_sizes(setup: Setup) -> list[int]:

@@ -25,7 +25,7 @@ class Best:
 
     quality: float
     loss: float
-    """Loss on the held-out samples: decides among equals, and without labels alone."""
+    """Loss on the held-out samples, by which they are the best."""
     weights: Mapping[str, Array]
     scales: Scales
 

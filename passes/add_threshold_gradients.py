@@ -163,7 +163,7 @@ def _activation(gradient: ir.Node) -> _Activation | None:
     readers = [use.node for use in result.uses()]
     if maker is None or [node.op_type for node in readers] != [f"{maker.op_type}_gradient"]:
         return None
-    (masked,) = readers[0].outputs
+    masked = readers[0].outputs[0]
     if maker.op_type.startswith("Relu_"):
         return _Activation(masked, None)
     bounds = [None if v is None else constant_of(v) for v in (*maker.inputs[1:], None, None)]

@@ -241,7 +241,6 @@ QUICK = SearchConfig(
     batch_size=8,
     held_out_batch=8,
     draws=2,
-    refresh=4,
     workers=1,
 )
 

@@ -48,7 +48,14 @@ def test_the_number_of_threads_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"steps": 1, "batch_size": 1, "draws": 2, "held_out_batch": 1, "refresh": 1},
+        {
+            "steps": 1,
+            "batch_size": 1,
+            "draws": 2,
+            "held_out_batch": 1,
+            "refresh": 1,
+            "threshold_rate": 0.0,
+        },
         {"draws": 1, "controller": ControllerConfig(method=Method.REINFORCE)},
         {"checkpoint_every": 1},
         {"seed": 0},
@@ -58,6 +65,7 @@ def test_the_number_of_threads_can_be_chosen() -> None:
         {"delay": 1.0, "freeze": 1.0, "refine": 0},
         {"freeze": 0.0},
         {"refresh": None},
+        {"threshold_rate": 0.0},
         {"budget": Budget(BudgetKind.SIZE, 0.5)},
         {"controller": ControllerConfig(entropy_end=0.0)},
         *({"loss": loss} for loss in ("auto", "cross-entropy", "kl", "mse")),

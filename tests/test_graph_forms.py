@@ -23,7 +23,6 @@ _CONFIG: Final = SearchConfig(
     batch_size=8,
     held_out_batch=4,
     draws=2,
-    refresh=2,
     workers=1,
 )
 _SAMPLES: Final = 16

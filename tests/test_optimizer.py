@@ -270,3 +270,17 @@ def test_the_size_of_the_gradient_does_not_matter(scale: float, kind: Optimizer)
     for a, b in zip(one.parameters, other.parameters, strict=True):
         # The same quotients, of numbers that round differently.
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(np.abs(a).max()))
+
+
+@every
+def test_a_parameter_of_given_size_steps_by_so_many_learning_rates(kind: Optimizer) -> None:
+    shapes = {"w": (3,), "log": (2, 2)}
+    model = build_optimizer(shapes, 1.0, kind, {"log": 10.0})
+    onnx.checker.check_model(model, full_check=True)
+    g = np.array([1.0, -1.0, 1.0, 2.0, -2.0, 2.0, 2.0], np.float32)
+    parameters = [np.full(shape, 0.5, np.float32) for shape in shapes.values()]
+    before = State(parameters, np.zeros(7, np.float32), np.zeros(7, np.float32))
+    after, _ = run(support.session(model.SerializeToString()), before, g, lr=1e-3)
+    moved = after.parameters[1] - before.parameters[1]
+    np.testing.assert_allclose(np.abs(moved), 1e-2, rtol=1e-3)
+    np.testing.assert_array_equal(np.sign(moved).reshape(-1), -np.sign(g[3:]))

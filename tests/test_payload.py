@@ -190,7 +190,7 @@ def searched(model: ir.Model) -> tuple[list[np.ndarray], float | None]:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((32, 16)).astype(np.float32)
     data = Dataset({"x": x}, rng.integers(0, 4, 32), input_specs(model))
-    config = SearchConfig(steps=8, batch_size=8, workers=2, refresh=4, space="int4,int8")
+    config = SearchConfig(steps=8, batch_size=8, workers=2, space="int4,int8")
     result = search(model, data, config)
     reasons = {layer.name: layer.reason for layer in result.layers}
     assert sum(reason is not None for reason in reasons.values()) == 1

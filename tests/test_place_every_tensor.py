@@ -452,7 +452,7 @@ def test_a_search_ends_in_a_graph_of_fixed_shapes() -> None:
         {"x": rng.standard_normal((64, 5, 4)).astype(np.float32)}, None, input_specs(given)
     )
     config = SearchConfig(
-        target="qnn", steps=6, batch_size=16, budget=Budget(BudgetKind.BITS, 9), refresh=2
+        target="qnn", steps=6, batch_size=16, budget=Budget(BudgetKind.BITS, 9)
     )
     result = search(given, data, config)
     assert result.verification.searched is not None

@@ -59,11 +59,10 @@ QUICK = SearchConfig(
     draws=2,
     observe=0.5,
     freeze=0.75,
-    refresh=10,
     workers=1,
     seed=3,
 )
-SMALL = SearchConfig(steps=8, batch_size=8, held_out_batch=8, draws=2, refresh=3, workers=1)
+SMALL = SearchConfig(steps=8, batch_size=8, held_out_batch=8, draws=2, workers=1)
 
 MLP = (
     "g (float[N,4] x) => (float[N,3] y) { h = Gemm (x, w, b) r = Relu (h) y = MatMul (r, v) }"
@@ -629,7 +628,7 @@ def told(report):
 if __name__ == "__main__":
     model, data, folder = map(Path, sys.argv[1:])
     config = SearchConfig(
-        steps=24, batch_size=16, held_out_batch=16, draws=2, refresh=10, workers=1, seed=3,
+        steps=24, batch_size=16, held_out_batch=16, draws=2, workers=1, seed=3,
         space="int4,int6,int8", observe=0.5, freeze=0.75, checkpoint_every=2,
     )
     search(model, data, config, checkpoint=folder, progress=told)

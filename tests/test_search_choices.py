@@ -32,6 +32,7 @@ CONFIG = SearchConfig(
     held_out_batch=32,
     draws=4,
     refresh=3,
+    threshold_rate=0.0,
     workers=1,
     learning_rate=1e-2,
     refine=0,
@@ -39,7 +40,7 @@ CONFIG = SearchConfig(
     delay=0.2,
     freeze=0.5,
 )
-REFINED = replace(CONFIG, refine=3, delay=0.0, refresh=None)
+REFINED = replace(CONFIG, refine=3, delay=0.0, refresh=None, threshold_rate=10.0)
 
 
 def change(controller: Mapping[str, Any] | None = None, **settings: Any) -> SearchConfig:
@@ -68,7 +69,7 @@ CHOICES: dict[str, tuple[str, SearchConfig]] = {
     "refined": ("critic", REFINED),
     "refined twice": ("refined", replace(REFINED, refine=2)),
     "refined, not observed": ("refined", replace(REFINED, observe=0.0)),
-    "refined, refreshed": ("refined", replace(REFINED, refresh=3)),
+    "refined, refreshed": ("refined", replace(REFINED, refresh=3, threshold_rate=0.0)),
     "one-sided": ("reinforce", policy_gradient(reward=RewardForm.ONE_SIDED)),
     "exponential": (
         "reinforce",

@@ -33,9 +33,7 @@ from onnx_fliqs.targets import TARGETS, Activations, Bias, Placement, Target
 from support import STRATEGIES, initializer, ops, random_feeds, run
 
 SPACE = "int4g16:float32,int8,int4:int8"
-QUICK = SearchConfig(
-    space=SPACE, steps=12, batch_size=8, held_out_batch=8, draws=2, refresh=3, workers=1
-)
+QUICK = SearchConfig(space=SPACE, steps=12, batch_size=8, held_out_batch=8, draws=2, workers=1)
 MLP = """g (float[N,32] x) => (float[N,5] y) {
     [one] a = Gemm (x, w1, b1)
     r = Relu (a)
@@ -385,12 +383,18 @@ def test_after_a_search_with_refreshes_every_scale_is_a_power_of_two(
 
     monkeypatch.setattr("onnx_fliqs.refit_thresholds.weight_scales", noted)
     config = replace(QUICK, target=target.name, space="int4,int8,int4:int8")
-    result = search(mlp(), samples(), config)
-    assert_sound(result)
+    refreshed = replace(config, refresh=3, threshold_rate=0.0)
+    assert_powers_of_two(search(mlp(), samples(), refreshed))
     assert len(tables) >= 3
     for table in tables:
         for scale in table.values():
             np.testing.assert_array_equal(np.frexp(scale)[0], 0.5)
+    # By default thresholds are learned, but not these.
+    assert_powers_of_two(search(mlp(), samples(), config))
+
+
+def assert_powers_of_two(result: SearchResult) -> None:
+    assert_sound(result)
     scales = [n for n in result.model.graph.initializers if n.endswith(".scale")]
     assert len(scales) >= 6
     for name in scales:

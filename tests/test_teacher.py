@@ -192,9 +192,7 @@ def test_a_search_of_several_epochs_resumes_to_the_same_bytes(
     # 13 samples in parts of 3 and 2: epochs of under three steps, and batches across two. What
     # the first epoch asked for is asked for in other parts after the interruption.
     data = samples(mlp(), 16)
-    config = SearchConfig(
-        steps=20, batch_size=5, held_out_batch=4, draws=2, refresh=4, workers=2
-    )
+    config = SearchConfig(steps=20, batch_size=5, held_out_batch=4, draws=2, workers=2)
     whole = search(mlp(), data, config)
     with pytest.raises(InterruptedSearchError):
         search(mlp(), data, config, checkpoint=tmp_path, progress=Recorder(step))

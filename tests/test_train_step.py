@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import support
 from onnx_fliqs.data import Dataset, batch_indices, input_specs, load_npz
 from onnx_fliqs.evaluation import run_dataset
 from onnx_fliqs.formats import FORMATS
+from onnx_fliqs.learned_thresholds import Threshold, grown, learned_thresholds
 from onnx_fliqs.model import load_model
 from onnx_fliqs.objective import Objective, choose_objective, quality
 from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
@@ -54,7 +55,10 @@ class Task:
 
     @contextlib.contextmanager
     def step(
-        self, sizes: Sequence[int] = (32,), parameters: tuple[str, ...] | None = None
+        self,
+        sizes: Sequence[int] = (32,),
+        parameters: tuple[str, ...] | None = None,
+        thresholds: Sequence[Threshold] = (),
     ) -> Iterator[TrainStep]:
         canonical, outputs = self.prepared.canonical, self.objective.outputs
         searchable = canonical.clone()
@@ -67,6 +71,8 @@ class Task:
             teacher=canonical,
             parts=sizes,
             workers=2,
+            thresholds=thresholds,
+            threshold_rate=10.0,
         )
         try:
             yield step
@@ -347,6 +353,51 @@ def test_a_model_without_parameters_can_be_scored_but_not_trained(digits: Task) 
         assert_same(frozen.restore(state.arrays()), state)
         with pytest.raises(ValueError, match="no trainable parameters"):
             frozen.step(state, [digits.batch(32)], digits.values("int8"), LR)
+
+
+def test_thresholds_that_are_learned_leave_the_weights_steps_alone(digits: Task) -> None:
+    thresholds = learned_thresholds(digits.prepared.space)
+    values, batch = digits.values("int4"), digits.batch(32)
+    halves = parts(batch, (16, 16))
+    with digits.step((16, 16)) as plain, digits.step((16, 16), thresholds=thresholds) as step:
+        fixed, before = plain.step(plain.initial(), halves, values, 2e-3)
+        state, report = step.step(step.initial(), halves, values, 2e-3)
+        again, _ = step.step(step.restore(step.initial().arrays()), halves, values, 2e-3)
+        nan = replace(batch, inputs={n: a * np.nan for n, a in batch.inputs.items()})
+        same, skipped = step.step(state, parts(nan, (16, 16)), values, 2e-3)
+    assert not len(before.growth)
+    for name, value in fixed.parameters.items():
+        np.testing.assert_array_equal(state.parameters[name].numpy(), value.numpy())
+    assert_same(again, state)
+    # Adam's first step is as long for all; the input's threshold has no gradient.
+    sizes = np.abs(report.growth)
+    assert sizes.shape == (sum(threshold.count for threshold in thresholds),)
+    assert np.mean(sizes > 0) > 0.5
+    np.testing.assert_allclose(sizes[sizes > 0], 2e-2, rtol=1e-3)
+    assert (report.growth < 0).any()
+    assert (report.growth > 0).any()
+    assert same is state
+    assert not skipped.applied
+    assert not skipped.growth.any()
+
+
+def test_learned_thresholds_lower_the_loss(digits: Task) -> None:
+    """With the weights as they are: thresholds are calibrated for the values, not the loss."""
+    thresholds = learned_thresholds(digits.prepared.space)
+    batch, scales = digits.batch(32), digits.scales
+    space = digits.prepared.space
+    (chosen,) = parse_space("int4")
+    losses = []
+    with digits.step(thresholds=thresholds) as step:
+        state = step.initial()
+        for _ in range(12):
+            values = space.values(space.uniform(chosen), scales)
+            moved, report = step.step(state, [batch], values, 1e-3)
+            # Moments are kept, weights are not.
+            state = replace(moved, parameters=state.parameters)
+            scales = grown(scales, thresholds, report.growth, digits.scales)
+            losses.append(report.loss)
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_without_labels_the_float_model_is_the_teacher(digits: Task) -> None:
