@@ -118,7 +118,6 @@ CHOICES: dict[str, dict[str, Variant]] = {
             {"refine": 0, "observe": 0.0, "delay": 0.2, "freeze": 0.5}
         ),
     },
-    "race": _searches("race", 0.0, 0.2),
     "freeze": _searches("freeze", 0.3, 0.9),
     "draws": _searches("draws", 2, 8),
     "held-out batch": _searches("held_out_batch", 16, 32, 128),

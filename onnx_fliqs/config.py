@@ -59,10 +59,6 @@ class SearchConfig:
     observe: float = 0.15
     """Critic: rounds of draws that are scored on the float network before anything trains, as
     a share of the steps."""
-    race: float = 0.08
-    """Critic: for which share of the steps, and at least 25, but no longer than to the first
-    refinement, what it prefers and what an integer program on single changes prefers train
-    side by side; the better is refined. 0: the program's choice is taken at once."""
     refine: int = 3
     """Critic: how often the assignment that the weights train on is refined while they do,
     evenly up to ``freeze``. 0: weights train on draws of the policy, which goes on learning
@@ -135,8 +131,6 @@ class SearchConfig:
             raise ConfigError(f"validation must be between 0 and 1, got {self.validation:g}")
         if not 0 <= self.observe < math.inf:
             raise ConfigError(f"observe must not be negative, got {self.observe:g}")
-        if not 0 <= self.race <= 1:
-            raise ConfigError(f"race must be in [0, 1], got {self.race:g}")
         if self.refine < 0:
             raise ConfigError(f"refine must not be negative, got {self.refine}")
         if not 0 <= self.delay <= self.freeze <= 1:

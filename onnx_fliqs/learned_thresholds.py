@@ -14,7 +14,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from onnx_fliqs.sites import ScaleTable, SearchSpace, Site
+from onnx_fliqs.formats import is_passthrough
+from onnx_fliqs.sites import FormatMap, ScaleTable, SearchSpace, Site
 
 __all__ = ["Threshold", "grown", "learned_thresholds"]
 
@@ -78,6 +79,7 @@ def grown(
     thresholds: Sequence[Threshold],
     growth: npt.NDArray[np.float32],
     calibrated: ScaleTable,
+    taken: FormatMap,
 ) -> dict[tuple[str, str], npt.NDArray[np.float32]]:
     """Scales after a step, in all formats; none is farther than twice from the calibrated one.
 
@@ -86,12 +88,15 @@ def grown(
         thresholds: What is learned.
         growth: By what the logarithms change, one threshold after another.
         calibrated: Where they began.
+        taken: The format of every site in the step. One that has no scale says nothing of it.
     """
     keys = {n: list(own) for n, own in itertools.groupby(sorted(scales), lambda key: key[0])}
     table = dict(scales)
     ends = np.cumsum([threshold.count for threshold in thresholds])
     factors = np.split(np.exp(growth), ends[:-1])
     for threshold, factor in zip(thresholds, factors, strict=True):
+        if all(is_passthrough(taken[name]) for name in threshold.sites):
+            continue
         for key in (key for name in threshold.sites for key in keys.get(name, ())):
             start = calibrated[key]
             table[key] = np.clip(scales[key] * factor, start / _FARTHEST, start * _FARTHEST)

@@ -15,8 +15,6 @@ __all__ = ["Phase", "Schedule"]
 _COOLED: Final = 0.9
 """How far the critic's policy has cooled before the first step if weights train on its draws,
 as a share: it should hardly change its mind any more."""
-_SHORTEST_RACE: Final = 25
-"""Steps: until the worst damage is mended, losses tell little of what is left in the end."""
 _EVALUATIONS: Final = 5
 """How often the frozen phase looks for its best weights."""
 _WARM_UP: Final = 20
@@ -49,8 +47,6 @@ class Schedule:
     """Rounds of observation before the first step."""
     refinements: Mapping[int, int]
     """Step → number of the refinement that comes before it, 1 for the first."""
-    settled: int
-    """When one of two assignments that train side by side is given up, if there are two."""
     evaluations_from: int
     """The first step after which the best weights are looked for, of all strategies."""
     learning_rate: float
@@ -73,11 +69,6 @@ class Schedule:
             look_back=freeze - (freeze - delay) // 4,
             rounds=round(config.observe * config.steps) if observes else 0,
             refinements=refinements,
-            settled=min(
-                max(round(config.race * config.steps), _SHORTEST_RACE),
-                *refinements,
-                freeze,
-            ),
             evaluations_from=last,
             learning_rate=config.learning_rate,
         )

@@ -3,9 +3,8 @@
 Before the first step the critic observes the float network: how much each layer alone adds
 to the loss, and rounds of draws from a policy that cools down until it is deterministic. Then:
 
-1. *search*: the weights train on the assignment within the budget that is held to be best. For
-   the first steps there may be two, each with weights of its own, of which the better is kept.
-   Now and then it is refined (:mod:`~onnx_fliqs.refinement`): changes are scored on held-out
+1. *search*: the weights train on the assignment within the budget that is held to be best. Now
+   and then it is refined (:mod:`~onnx_fliqs.refinement`): changes are scored on held-out
    samples with the weights as they are by then, which have mended some damage and not other;
 2. *frozen*: the assignment is fixed after a last refinement, and the weights train on.
    The best weights on the held-out samples are what is served.
@@ -23,7 +22,7 @@ search that continues from a checkpoint ends with the same bytes as one that nev
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -64,7 +63,7 @@ from onnx_fliqs.runtime import load_training
 from onnx_fliqs.schedule import Phase, Schedule
 from onnx_fliqs.scoring import Scoring
 from onnx_fliqs.search_setup import Setup, set_up
-from onnx_fliqs.search_state import Best, Rival, Scales, SearchState, from_arrays, to_arrays
+from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
 from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices, with_sensitivity
 from onnx_fliqs.strategies import (
     Strategy,
@@ -83,8 +82,6 @@ logger = logging.getLogger(__name__)
 
 _DAMAGE_BATCHES: Final = 4
 """Held-out batches on which single changes of format are measured, at most."""
-_DECIDING_BATCHES: Final = 16
-"""Held-out batches on which one of two assignments is given up, at most."""
 _MEASURED: Final = 1.0
 _REFINED: Final = 0.75
 """Held-out samples on which single changes of the float network, and refinements, are scored,
@@ -270,8 +267,6 @@ class _Run:
     def _advance(self, state: SearchState) -> tuple[SearchState, Progress]:
         config, schedule, step = self._setup.config, self._schedule, state.step
         held_out = math.nan
-        if state.rival is not None and step == schedule.settled:
-            state, held_out = self._settle(state, state.rival)
         if step in schedule.refinements:
             state, held_out = self._refine(state, schedule.refinements[step])
         if step == schedule.freeze:
@@ -283,10 +278,6 @@ class _Run:
         rng = np.random.default_rng([config.seed, step, 0])
         policy = self._policy(state)
         fixed = state.final or state.current
-        if (rival := state.rival) is not None:
-            other = replace(state, train=rival.train, scales=rival.scales)
-            other, _ = self._train(other, rival.choices)
-            state = replace(state, rival=Rival(rival.choices, other.train, other.scales))
         state, loss = self._train(state, fixed or sample(policy, rng))
         if fixed is None:
             state, held_out = self._learn(state, policy, rng, schedule.rounds + step)
@@ -352,7 +343,9 @@ class _Run:
             )
         scales = state.scales
         if report.applied and len(report.growth):
-            scales = grown(scales, self._learned, report.growth, self._setup.scales)
+            taken = self._space.formats_taken(self._space.assign(choices))
+            began = self._setup.scales
+            scales = grown(scales, self._learned, report.growth, began, taken)
         return replace(state, train=train, scales=scales, skipped=skipped), report.loss
 
     def _learn(
@@ -465,34 +458,15 @@ class _Run:
     # --- refinement ------------------------------------------------------------------------
 
     def _start(self, state: SearchState) -> SearchState:
-        """Begin with what single changes say to be best, beside it what the critic prefers.
+        """Begin with what single changes and the critic's draws together hold to be best.
 
-        On the float network, the loss of either tells little of what training leaves of it.
+        Single changes know nothing of each other, and draws of a float network nothing of what
+        training mends; both estimates count the same, whatever their units.
         """
-        program = program_choices(self._costs, self._sensitivity, self._borders)
-        rival = None
-        if self._setup.config.race > 0 and (preferred := self._choose(state)) != program:
-            rival = Rival(preferred, state.train, state.scales)
-        return replace(state, current=program, rival=rival)
-
-    def _settle(self, state: SearchState, rival: Rival) -> tuple[SearchState, float]:
-        """Go on with the better of two assignments, each with the weights that it has trained.
-
-        Returns:
-            The state after it, and the loss on held-out samples that decided.
-        """
-        assert state.current is not None
-        after = replace(state, rival=None)
-        overtaken = replace(
-            after, current=rival.choices, train=rival.train, scales=rival.scales
-        )
-        own, other = (
-            self._scoring.losses([choices], side.train, side.scales, _DECIDING_BATCHES)[0]
-            for choices, side in ((state.current, after), (rival.choices, overtaken))
-        )
-        if other < own or not math.isfinite(own):
-            return overtaken, other
-        return after, own
+        growth = _in_shares([-row for row in self._sensitivity])
+        merits = _in_shares(self._controller.preferences(state.controller))
+        both = [a + b for a, b in zip(growth, merits, strict=True)]
+        return replace(state, current=project(both, self._costs, borders=self._borders))
 
     def _refine(self, state: SearchState, number: int) -> tuple[SearchState, float]:
         """Refine what the weights train on, with the weights as they are.
@@ -549,6 +523,12 @@ class _Run:
         if arrays is None:
             return None
         return from_arrays(arrays, self._step, self._controller)
+
+
+def _in_shares(rows: Sequence[Row]) -> list[Row]:
+    """Preferences in units of what the decisions can make worse, all taken together."""
+    whole = sum(float(row.max() - row.min()) for row in rows)
+    return [(row - row.max()) / whole if whole > 0 else row * 0 for row in rows]
 
 
 def _part_sizes(setup: Setup) -> list[int]:

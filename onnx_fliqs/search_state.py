@@ -13,7 +13,7 @@ from onnx_fliqs.convergence import History
 from onnx_fliqs.sites import ScaleTable
 from onnx_fliqs.train_step import TrainState, TrainStep
 
-__all__ = ["Best", "Rival", "Scales", "SearchState", "from_arrays", "to_arrays"]
+__all__ = ["Best", "Scales", "SearchState", "from_arrays", "to_arrays"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Scales: TypeAlias = dict[tuple[str, str], npt.NDArray[np.float32]]
@@ -31,15 +31,6 @@ class Best:
 
 
 @dataclass(frozen=True, slots=True)
-class Rival:
-    """Another assignment, on which weights and thresholds of its own train for some steps."""
-
-    choices: Choices
-    train: TrainState
-    scales: Scales
-
-
-@dataclass(frozen=True, slots=True)
 class SearchState:
     """Everything that a step changes."""
 
@@ -52,8 +43,6 @@ class SearchState:
     history: History
     current: Choices | None = None
     """What the weights train on before an assignment is fixed; None: on draws."""
-    rival: Rival | None = None
-    """What trains beside it at first, until one of the two is given up."""
     earlier: Choices | None = None
     """What would have been fixed at three quarters of the search phase."""
     final: Choices | None = None
@@ -85,12 +74,6 @@ def to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Arra
     }
     assignments = {"current": state.current, "earlier": state.earlier, "final": state.final}
     arrays |= {n: np.array(a, np.int64) for n, a in assignments.items() if a is not None}
-    if state.rival is not None:
-        arrays |= {
-            "rival": np.array(state.rival.choices, np.int64),
-            **{f"rival_train/{name}": a for name, a in state.rival.train.arrays().items()},
-            **_scale_arrays("rival_scales", state.rival.scales),
-        }
     if state.best is not None:
         arrays |= {
             "best": np.array([state.best.quality, state.best.loss]),
@@ -123,7 +106,6 @@ def from_arrays(
         scales=_scales_below("scales", arrays),
         history=History(arrays["history/sums"], arrays["history/counts"]),
         current=_choices("current", arrays),
-        rival=_rival(arrays, step),
         earlier=_choices("earlier", arrays),
         final=_choices("final", arrays),
         entropy=float(arrays["entropy"]),
@@ -131,14 +113,6 @@ def from_arrays(
         best=best,
         skipped=int(arrays["skipped"]),
     )
-
-
-def _rival(arrays: Mapping[str, Array], step: TrainStep) -> Rival | None:
-    choices = _choices("rival", arrays)
-    if choices is None:
-        return None
-    train = step.restore(_below("rival_train", arrays))
-    return Rival(choices, train, _scales_below("rival_scales", arrays))
 
 
 def _choices(name: str, arrays: Mapping[str, Array]) -> Choices | None:

@@ -1,7 +1,6 @@
 """The alternatives to the choices of a search: each takes effect, repeats, and resumes."""
 
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from onnx_fliqs.errors import ConfigError, InterruptedSearchError
 from onnx_fliqs.optimizer import Optimizer
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.schedule import Phase
-from onnx_fliqs.scoring import Scoring
 from onnx_fliqs.search_loop import Progress, search
 from onnx_fliqs.search_setup import set_up
 from onnx_fliqs.thresholds import Statistics, Thresholds
@@ -190,64 +188,33 @@ def test_an_agreement_without_classes_is_refused() -> None:
     search(network(), samples(labels=False), replace(config, loss="auto"))
 
 
-RACE = replace(REFINED, steps=20, refine=1)
-FINE, COARSE = (1, 1, 1), (0, 0, 0)
+STEPS = np.array([1.0, 0.5, 0.0])
 
 
-def race(
-    program: tuple[int, ...], preferred: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_single_changes_and_draws_count_the_same(
+    scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Say what single changes, and what the critic, hold to be best."""
+    """One holds the first layer to be the worst, the other the second, the third neither."""
+    config = replace(REFINED, steps=2, refine=1)
     module = "onnx_fliqs.search_loop"
-    monkeypatch.setattr(f"{module}.program_choices", lambda *_: program)
-    monkeypatch.setattr(f"{module}.project", lambda *_: preferred)
+    merits: list[list[Any]] = []
     monkeypatch.setattr(f"{module}.refine", lambda start, *_, **__: (start, 0.0))
+    monkeypatch.setattr(
+        f"{module}.measure_sensitivity",
+        lambda costs, *_: tuple(
+            worst * STEPS for worst, _ in zip((2.0, 1.0, 0.0), costs, strict=True)
+        ),
+    )
+    monkeypatch.setattr(
+        "onnx_fliqs.critic.Critic.preferences",
+        lambda *_: [-worst * scale * STEPS for worst in (1.0, 2.0, 0.0)],
+    )
 
+    def noted(preferences: list[Any], *_: Any, **__: Any) -> tuple[int, ...]:
+        merits.append(preferences)
+        return (0, 0, 0)
 
-@pytest.mark.parametrize("sides", [(FINE, COARSE), (COARSE, FINE)])
-def test_of_two_assignments_the_better_is_kept_with_its_weights(
-    sides: tuple[tuple[int, ...], tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    race(*sides, monkeypatch)
-    raced = search(network(), samples(labels=False), RACE)
-    assert set(raced.assignment.layers.values()) == {"int4"}
-    race(FINE, FINE, monkeypatch)
-    assert written(raced) == written(search(network(), samples(labels=False), RACE))
-
-
-@pytest.mark.parametrize("sides", [(FINE, COARSE), (COARSE, FINE)])
-def test_a_loss_that_is_no_number_loses_a_race(
-    sides: tuple[tuple[int, ...], tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measured = Scoring.losses
-
-    def losses(scoring: Scoring, candidates: list[Any], *rest: Any) -> list[float]:
-        found = measured(scoring, candidates, *rest)
-        return [math.nan] if candidates == [COARSE] else found
-
-    monkeypatch.setattr(Scoring, "losses", losses)
-    race(*sides, monkeypatch)
-    result = search(network(), samples(), RACE)
-    assert set(result.assignment.layers.values()) == {"int4"}
-
-
-def test_without_a_race_single_changes_decide(monkeypatch: pytest.MonkeyPatch) -> None:
-    race(COARSE, FINE, monkeypatch)
-    result = search(network(), samples(labels=False), replace(RACE, race=0.0))
-    assert set(result.assignment.layers.values()) == {"int2"}
-
-
-def test_a_race_resumes_to_the_same_bytes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    race(COARSE, FINE, monkeypatch)
-    whole = search(network(), samples(labels=False), RACE)
-
-    def stop(report: Progress) -> None:
-        if report.phase is not Phase.OBSERVE and report.step == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(InterruptedSearchError):
-        search(network(), samples(labels=False), RACE, checkpoint=tmp_path, progress=stop)
-    resumed = search(network(), samples(labels=False), RACE, checkpoint=tmp_path, resume=True)
-    assert written(resumed) == written(whole)
+    monkeypatch.setattr(f"{module}.project", noted)
+    search(network(), samples(), config)
+    np.testing.assert_allclose(merits[0], [-STEPS, -STEPS, 0 * STEPS], atol=1e-12)

@@ -25,6 +25,7 @@ from onnx_fliqs.passes.specialise_sites import SpecialiseSitesPass
 from onnx_fliqs.precision import parse_space
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.signs import positive_sites
+from onnx_fliqs.sites import FormatMap
 from onnx_fliqs.trainability import trainable_parameters
 from pass_models import LAYERED
 from support import Calibrated, Feeds, calibrated, calibrated_case, initializer, model
@@ -128,19 +129,25 @@ def _with_loss(prepared: Calibrated, parameters: tuple[str, ...]) -> ir.Model:
     return searchable
 
 
-@functools.cache
-def task(formats: str) -> Task:
+def _network() -> ir.Model:
     constants = {"zero": 0.0, "below": -1.0, "limit": LIMIT}
     built = model(NETWORK, weights=SHAPES, constants=constants)
     for name, shape in SHAPES.items():
         array = initializer(built, name) / np.sqrt(np.prod(shape[1:]) or 1)
         built.graph.initializers[name].const_value = ir.tensor(array.astype(np.float32))
-    prepared = calibrated(built, "generic", parse_space(formats))
-    names = tuple(trainable_parameters(prepared.canonical, ["y"]))
+    return built
+
+
+@functools.cache
+def task(names: str) -> Task:
+    prepared = calibrated(_network(), "generic", parse_space(names))
+    parameters = tuple(trainable_parameters(prepared.canonical, ["y"]))
     thresholds = learned_thresholds(prepared.space)
-    gradient = ir.from_proto(build_gradient(_with_loss(prepared, names), LOSS, names))
+    gradient = ir.from_proto(
+        build_gradient(_with_loss(prepared, parameters), LOSS, parameters)
+    )
     AddThresholdGradientsPass(thresholds)(gradient)
-    weights = {name: initializer(prepared.canonical, name) for name in names}
+    weights = {name: initializer(prepared.canonical, name) for name in parameters}
     fast = for_fast_kernels(gradient.clone(), BATCH)
     return Task(prepared, weights, gradient, fast, thresholds)
 
@@ -227,6 +234,28 @@ def test_powers_of_two_stay() -> None:
     assert not learned_thresholds(replace(space, power_of_two_scales=True))
 
 
+def formats(prepared: Calibrated, precision: str) -> FormatMap:
+    (chosen,) = parse_space(precision)
+    return prepared.space.formats_taken(prepared.space.uniform(chosen))
+
+
+def test_what_has_no_scale_moves_none() -> None:
+    """The gradient is then a rounding error, and Adam makes a whole step of it."""
+    prepared = calibrated(_network(), "generic", parse_space("int4,bf16"))
+    thresholds = learned_thresholds(prepared.space)
+    growth = np.full(_total(thresholds), 0.1, np.float32)
+    first = prepared.space.layers[0].name
+    (four,), (bf16,) = parse_space("int4"), parse_space("bf16")
+    chosen = {**prepared.space.uniform(bf16), first: four}
+    taken = prepared.space.formats_taken(chosen)
+    moved = grown(prepared.scales, thresholds, growth, prepared.scales, taken)
+    of_first = {site.name for site in prepared.space.sites if site.layers == (first,)}
+    changed = {key[0] for key in moved if np.any(moved[key] != prepared.scales[key])}
+    assert changed == of_first - {
+        s.name for s in prepared.space.sites if s.bias_of is not None
+    }
+
+
 def _total(thresholds: Sequence[Threshold]) -> int:
     return sum(threshold.count for threshold in thresholds)
 
@@ -235,10 +264,10 @@ def _total(thresholds: Sequence[Threshold]) -> int:
 def test_no_threshold_leaves_the_calibrated_one_by_more_than_twice(steps: list[float]) -> None:
     prepared = task("int4,int8").calibrated
     thresholds = learned_thresholds(prepared.space)
-    scales = dict(prepared.scales)
+    scales, taken = dict(prepared.scales), formats(prepared, "int8")
     for step in steps:
         growth = np.full(_total(thresholds), step, np.float32)
-        scales = grown(scales, thresholds, growth, prepared.scales)
+        scales = grown(scales, thresholds, growth, prepared.scales, taken)
     learned = {name for threshold in thresholds for name in threshold.sites}
     for key, scale in prepared.scales.items():
         share = scales[key] / scale
@@ -252,7 +281,8 @@ def test_all_formats_of_a_site_move_by_the_same_factors() -> None:
     prepared = task("int4,int8").calibrated
     thresholds = learned_thresholds(prepared.space)
     growth = np.linspace(-0.5, 0.5, _total(thresholds)).astype(np.float32)
-    moved = grown(prepared.scales, thresholds, growth, prepared.scales)
+    taken = formats(prepared, "int4")
+    moved = grown(prepared.scales, thresholds, growth, prepared.scales, taken)
     start = 0
     for threshold in thresholds:
         factors = np.exp(growth[start : start + threshold.count])

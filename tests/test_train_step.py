@@ -395,7 +395,8 @@ def test_learned_thresholds_lower_the_loss(digits: Task) -> None:
             moved, report = step.step(state, [batch], values, 1e-3)
             # Moments are kept, weights are not.
             state = replace(moved, parameters=state.parameters)
-            scales = grown(scales, thresholds, report.growth, digits.scales)
+            taken = space.formats_taken(space.uniform(chosen))
+            scales = grown(scales, thresholds, report.growth, digits.scales, taken)
             losses.append(report.loss)
     assert losses[-1] < 0.9 * losses[0]
 
