@@ -22,7 +22,7 @@ search that continues from a checkpoint ends with the same bytes as one that nev
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -458,15 +458,13 @@ class _Run:
     # --- refinement ------------------------------------------------------------------------
 
     def _start(self, state: SearchState) -> SearchState:
-        """Begin with what single changes and the critic's draws together hold to be best.
+        """Begin with what single changes say to be best.
 
-        Single changes know nothing of each other, and draws of a float network nothing of what
-        training mends; both estimates count the same, whatever their units.
+        They leave all else in float, where training brings it back to; draws see damage that
+        training mends.
         """
-        growth = _in_shares([-row for row in self._sensitivity])
-        merits = _in_shares(self._controller.preferences(state.controller))
-        both = [a + b for a, b in zip(growth, merits, strict=True)]
-        return replace(state, current=project(both, self._costs, borders=self._borders))
+        program = program_choices(self._costs, self._sensitivity, self._borders)
+        return replace(state, current=program)
 
     def _refine(self, state: SearchState, number: int) -> tuple[SearchState, float]:
         """Refine what the weights train on, with the weights as they are.
@@ -523,12 +521,6 @@ class _Run:
         if arrays is None:
             return None
         return from_arrays(arrays, self._step, self._controller)
-
-
-def _in_shares(rows: Sequence[Row]) -> list[Row]:
-    """Preferences in units of what the decisions can make worse, all taken together."""
-    whole = sum(float(row.max() - row.min()) for row in rows)
-    return [(row - row.max()) / whole if whole > 0 else row * 0 for row in rows]
 
 
 def _part_sizes(setup: Setup) -> list[int]:

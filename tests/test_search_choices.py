@@ -188,33 +188,16 @@ def test_an_agreement_without_classes_is_refused() -> None:
     search(network(), samples(labels=False), replace(config, loss="auto"))
 
 
-STEPS = np.array([1.0, 0.5, 0.0])
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_single_changes_and_draws_count_the_same(
-    scale: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One holds the first layer to be the worst, the other the second, the third neither."""
-    config = replace(REFINED, steps=2, refine=1)
+def test_a_search_begins_with_what_single_changes_say(monkeypatch: pytest.MonkeyPatch) -> None:
     module = "onnx_fliqs.search_loop"
-    merits: list[list[Any]] = []
-    monkeypatch.setattr(f"{module}.refine", lambda start, *_, **__: (start, 0.0))
-    monkeypatch.setattr(
-        f"{module}.measure_sensitivity",
-        lambda costs, *_: tuple(
-            worst * STEPS for worst, _ in zip((2.0, 1.0, 0.0), costs, strict=True)
-        ),
-    )
-    monkeypatch.setattr(
-        "onnx_fliqs.critic.Critic.preferences",
-        lambda *_: [-worst * scale * STEPS for worst in (1.0, 2.0, 0.0)],
-    )
+    seen: list[tuple[int, ...]] = []
 
-    def noted(preferences: list[Any], *_: Any, **__: Any) -> tuple[int, ...]:
-        merits.append(preferences)
-        return (0, 0, 0)
+    def noted(start: tuple[int, ...], *_: Any, **__: Any) -> tuple[tuple[int, ...], float]:
+        seen.append(start)
+        return start, 0.0
 
-    monkeypatch.setattr(f"{module}.project", noted)
-    search(network(), samples(), config)
-    np.testing.assert_allclose(merits[0], [-STEPS, -STEPS, 0 * STEPS], atol=1e-12)
+    monkeypatch.setattr(f"{module}.refine", noted)
+    monkeypatch.setattr(f"{module}.program_choices", lambda *_: (1, 0, 0))
+    result = search(network(), samples(), replace(REFINED, steps=2, refine=1))
+    assert seen == [(1, 0, 0)]
+    assert list(result.assignment.layers.values()) == ["int4", "int2", "int2"]
