@@ -57,6 +57,7 @@ _LOOSE = 1e-2
 rounding here and there, by which PyTorch's own two layouts of one model differ up to 1 %."""
 _FORWARD, _PLAIN, _ALIKE = ORT
 _FEW, _MANY = "search step, 2 formats (fp-s)", "search step, 14 formats (fp-l)"
+_LEARNED = f"{_MANY}, thresholds learned"
 _HEADER = (
     "| | ms | quartiles | x forward | x ORT float step | x the same in parts"
     " | x best PyTorch | peak MB | x ORT float step |"
@@ -321,6 +322,7 @@ def _verdicts(times: _Times, memory: dict[str, _Memory], best: str | None) -> li
     lines += [
         f"* at most 1.15 x ONNX Runtime's float step in parts: {_said(times, _MANY, _ALIKE)}",
         f"* 14 formats at most 1.02 x 2 formats: {_said(times, _MANY, _FEW)}",
+        f"* learned thresholds: {_said(times, _LEARNED, _MANY)}",
     ]
     if _MANY in memory:
         peak = memory[_MANY].peak / memory[_PLAIN].peak

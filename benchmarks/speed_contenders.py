@@ -23,6 +23,7 @@ from onnx_fliqs.critic import Critic
 from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.formats import grid_code
 from onnx_fliqs.gradient import promote_initializers
+from onnx_fliqs.learned_thresholds import Growth, learned_thresholds
 from onnx_fliqs.model import load_model
 from onnx_fliqs.objective import LossKind, LossTerm
 from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
@@ -62,7 +63,8 @@ _SPACES = {
     "search step, 14 formats (fp-l)": "fp-l",
 }
 _ON_DRAWS = "search step on draws, 14 formats (fp-l)"
-OURS = (*_SPACES, _ON_DRAWS)
+_LEARNED = "search step, 14 formats (fp-l), thresholds learned"
+OURS = (*_SPACES, _LEARNED, _ON_DRAWS)
 """Names of the contenders that search."""
 _TWINS = {"any": ("e2m1,fp16", "fp16"), "integer": ("int4,int16", "int16")}
 """Kind of site → a space that needs it, and the precision in which PyTorch does the same.
@@ -154,7 +156,7 @@ def contender(task: Task, name: str) -> Iterator[Contender]:
         with contextlib.closing(plain):
             yield Contender(name, plain.step)
     else:
-        search = _SearchStep(task, _SPACES.get(name, "fp-l"))
+        search = _SearchStep(task, _SPACES.get(name, "fp-l"), learned=name == _LEARNED)
         with contextlib.closing(search):
             yield Contender(name, search.on_draws if name == _ON_DRAWS else search.step)
 
@@ -167,7 +169,7 @@ def references(task: Task) -> dict[str, tuple[float, float]]:
     with contextlib.closing(_PlainStep(task, in_parts=True)) as plain:
         found = {"float": plain.first()}
     for twin, (space, precision) in _TWINS.items():
-        with contextlib.closing(_SearchStep(task, space)) as search:
+        with contextlib.closing(_SearchStep(task, space, learned=False)) as search:
             found[twin] = search.first(precision)
     return {**found, "fused": found["integer"]}
 
@@ -320,12 +322,15 @@ def _adam(shapes: dict[str, tuple[int, ...]], shares: Sequence[float]) -> onnx.M
 
 
 class _SearchStep:
-    """A search step as ``search_loop`` runs it."""
+    """A search step as ``search_loop`` runs it; thresholds, which PyTorch's keep, may stay."""
 
-    def __init__(self, task: Task, space: str) -> None:
+    def __init__(self, task: Task, space: str, *, learned: bool) -> None:
         self._task = task
         self._setup = setup = _set_up(task, space)
         self._parts = task.parts(task.samples())
+        self._thresholds = learned_thresholds(setup.prepared.space) if learned else ()
+        self._growth = Growth(self._thresholds, setup.scales)
+        self._scales = setup.scales
         self._step = TrainStep(
             with_sites(setup.prepared),
             objective=setup.objective,
@@ -333,6 +338,7 @@ class _SearchStep:
             teacher=setup.prepared.canonical,
             parts=[part.size for part in self._parts],
             workers=task.threads,
+            thresholds=self._thresholds,
         )
         held_out = np.arange(setup.config.held_out_batch)
         self._held_out = make_batch(setup.held_out, held_out)
@@ -344,8 +350,13 @@ class _SearchStep:
 
     def step(self) -> None:
         """Train the weights, each time on other formats."""
-        values = self._drawn(sample(self._policy, self._rng))
-        self._state, _ = self._step.step(self._state, self._parts, values, _RATE)
+        draw = sample(self._policy, self._rng)
+        values = self._drawn(draw)
+        self._state, report = self._step.step(self._state, self._parts, values, _RATE)
+        if self._thresholds:
+            space = self._setup.prepared.space
+            taken = space.formats_taken(space.assign(draw))
+            self._scales = self._growth(self._scales, report.growth, taken)
 
     def on_draws(self) -> None:
         """Also score draws on held-out samples, and learn from them (``refine=0``)."""
@@ -370,7 +381,7 @@ class _SearchStep:
 
     def _drawn(self, choices: tuple[int, ...]) -> Any:
         space = self._setup.prepared.space
-        return space.values(space.assign(choices), self._setup.scales)
+        return space.values(space.assign(choices), self._scales)
 
 
 def _set_up(task: Task, space: str) -> Setup:

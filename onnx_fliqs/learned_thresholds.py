@@ -5,7 +5,6 @@ logarithm of a factor that all formats of a site have in common: a site that cli
 one format does so in the next as well.
 """
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from onnx_fliqs.formats import is_passthrough
 from onnx_fliqs.sites import FormatMap, ScaleTable, SearchSpace, Site
 
-__all__ = ["Threshold", "grown", "learned_thresholds"]
+__all__ = ["Growth", "Threshold", "learned_thresholds"]
 
 _FARTHEST: Final = 2.0
 """By what factor a threshold may leave the calibrated one. The codes of biases, in units of
@@ -74,30 +73,56 @@ def _of_activations(sharing: Iterable[Sequence[Site]]) -> tuple[Threshold, ...]:
     )
 
 
-def grown(
-    scales: ScaleTable,
-    thresholds: Sequence[Threshold],
-    growth: npt.NDArray[np.float32],
-    calibrated: ScaleTable,
-    taken: FormatMap,
-) -> dict[tuple[str, str], npt.NDArray[np.float32]]:
-    """Scales after a step, in all formats; none is farther than twice from the calibrated one.
+class Growth:
+    """Moves scales as thresholds do, in all formats, but none farther than by a factor of two.
 
-    Args:
-        scales: Before the step.
-        thresholds: What is learned.
-        growth: By what the logarithms change, one threshold after another.
-        calibrated: Where they began.
-        taken: The format of every site in the step. One that has no scale says nothing of it.
+    All scales are moved at once: there are as many tables as sites and formats.
     """
-    keys = {n: list(own) for n, own in itertools.groupby(sorted(scales), lambda key: key[0])}
-    table = dict(scales)
-    ends = np.cumsum([threshold.count for threshold in thresholds])
-    factors = np.split(np.exp(growth), ends[:-1])
-    for threshold, factor in zip(thresholds, factors, strict=True):
-        if all(is_passthrough(taken[name]) for name in threshold.sites):
-            continue
-        for key in (key for name in threshold.sites for key in keys.get(name, ())):
-            start = calibrated[key]
-            table[key] = np.clip(scales[key] * factor, start / _FARTHEST, start * _FARTHEST)
-    return table
+
+    def __init__(self, thresholds: Sequence[Threshold], calibrated: ScaleTable) -> None:
+        """Say what is learned, and from where."""
+        self._thresholds = thresholds
+        formats: dict[str, list[tuple[str, str]]] = {}
+        for key in calibrated:
+            formats.setdefault(key[0], []).append(key)
+        self._keys: list[tuple[str, str]] = []
+        places: list[npt.NDArray[np.intp]] = []
+        start = 0
+        for threshold in thresholds:
+            numbers = np.arange(start, start + threshold.count)
+            start += threshold.count
+            own = [key for name in threshold.sites for key in formats.get(name, ())]
+            self._keys += own
+            places += [numbers] * len(own)
+        self._places = np.concatenate([*places, np.zeros(0, np.intp)])
+        self._ends = np.cumsum([len(numbers) for numbers in places]).tolist()
+        self._calibrated = self._flat(calibrated)
+
+    def __call__(
+        self, scales: ScaleTable, growth: npt.NDArray[np.float32], taken: FormatMap
+    ) -> dict[tuple[str, str], npt.NDArray[np.float32]]:
+        """The scales after a step.
+
+        Args:
+            scales: Before it.
+            growth: By what the logarithms change, one threshold after another.
+            taken: The format of every site in the step. One that has no scale says nothing of
+                its threshold.
+        """
+        speaks = [
+            not all(is_passthrough(taken[name]) for name in threshold.sites)
+            for threshold in self._thresholds
+        ]
+        counts = [threshold.count for threshold in self._thresholds]
+        factors = np.exp(np.where(np.repeat(speaks, counts), growth, np.float32(0)))
+        moved = np.clip(
+            self._flat(scales) * factors[self._places],
+            self._calibrated / _FARTHEST,
+            self._calibrated * _FARTHEST,
+        )
+        starts = [0, *self._ends]
+        pieces = zip(self._keys, starts, self._ends, strict=False)
+        return {**scales, **{key: moved[start:end] for key, start, end in pieces}}
+
+    def _flat(self, scales: ScaleTable) -> npt.NDArray[np.float32]:
+        return np.concatenate([*(scales[key] for key in self._keys), np.zeros(0, np.float32)])

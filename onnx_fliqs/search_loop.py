@@ -52,7 +52,7 @@ from onnx_fliqs.critic import Critic
 from onnx_fliqs.data import Dataset, batch_indices
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.judged import exposed
-from onnx_fliqs.learned_thresholds import grown, learned_thresholds
+from onnx_fliqs.learned_thresholds import Growth, learned_thresholds
 from onnx_fliqs.prepare import make_batch, with_sites
 from onnx_fliqs.projection import project
 from onnx_fliqs.refinement import plan, refine
@@ -178,7 +178,8 @@ class _Run:
         self._costs, self._borders = setup.costs, setup.borders
         self._uniform = uniform([len(row) for row in self._costs])
         self._parts = _part_sizes(setup)
-        self._learned = learned_thresholds(self._space) if config.threshold_rate > 0 else ()
+        learned = learned_thresholds(self._space) if config.threshold_rate > 0 else ()
+        self._growth = Growth(learned, setup.scales)
         outputs = setup.objective.outputs
         self._step = TrainStep(
             with_sites(setup.prepared),
@@ -190,7 +191,7 @@ class _Run:
             parts=self._parts,
             workers=config.threads,
             optimizer=config.optimizer,
-            thresholds=self._learned,
+            thresholds=learned,
             threshold_rate=config.threshold_rate,
         )
         self._scoring = Scoring(setup, self._step)
@@ -344,8 +345,7 @@ class _Run:
         scales = state.scales
         if report.applied and len(report.growth):
             taken = self._space.formats_taken(self._space.assign(choices))
-            began = self._setup.scales
-            scales = grown(scales, self._learned, report.growth, began, taken)
+            scales = self._growth(scales, report.growth, taken)
         return replace(state, train=train, scales=scales, skipped=skipped), report.loss
 
     def _learn(

@@ -115,6 +115,16 @@ def test_of_choices_that_cost_the_same_the_preferred_one_is_tried() -> None:
     assert (1,) not in tried
 
 
+def test_what_costs_nothing_stays_as_it_is() -> None:
+    """A coarser format that looks better by chance is no reason to leave the most precise."""
+    network = Network(3, 4, 0.1)
+    network.costs = (*network.costs[:3], np.zeros(5))
+    network.damage[3] = np.linspace(0.0, 1.0, 5)
+    found = network.refined((1, 1, 1, 4))
+    assert found[3] == 4
+    assert all(choices[3] == 4 for asked in network.asked for choices in asked)
+
+
 def test_windows_reach_every_decision() -> None:
     """In a round a third of the decisions is looked at, one window after another."""
     network, start, effort = Network(1, 6, 0.0), (1,) * 6, Effort(3, 2, 1)

@@ -16,7 +16,7 @@ from onnx_fliqs import SearchConfig
 from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.gradient import GRADIENT, build_gradient, promote_initializers
 from onnx_fliqs.kernels import block_of_channels, for_fast_kernels
-from onnx_fliqs.learned_thresholds import Threshold, grown, learned_thresholds
+from onnx_fliqs.learned_thresholds import Growth, Threshold, learned_thresholds
 from onnx_fliqs.objective import LossKind, LossTerm
 from onnx_fliqs.passes.add_loss import LOSS, AddLossPass, teacher_input
 from onnx_fliqs.passes.add_threshold_gradients import AddThresholdGradientsPass
@@ -26,6 +26,7 @@ from onnx_fliqs.precision import parse_space
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.signs import positive_sites
 from onnx_fliqs.sites import FormatMap
+from onnx_fliqs.step_graphs import cut_step
 from onnx_fliqs.trainability import trainable_parameters
 from pass_models import LAYERED
 from support import Calibrated, Feeds, calibrated, calibrated_case, initializer, model
@@ -200,6 +201,21 @@ def test_a_graph_has_the_gradients_once() -> None:
     assert not AddThresholdGradientsPass(())(gradient).modified
 
 
+def test_what_weights_alone_make_is_made_once_a_step() -> None:
+    """Each part of a batch gives one number more for a threshold of activations, no others."""
+    built = task("int4,int8")
+    names = tuple(built.parameters)
+    plain = ir.from_proto(build_gradient(_with_loss(built.calibrated, names), LOSS, names))
+    outputs = []
+    for gradient in (plain.clone(), built.graph.clone()):
+        graphs = cut_step(
+            for_fast_kernels(gradient, BATCH), names, (CODES, SCALES), shares=1, weights=[1, 1]
+        )
+        outputs.append(len(graphs.part.graph.outputs))
+    reached = sum(not threshold.of_weight for threshold in built.thresholds) - 1
+    assert outputs[1] == outputs[0] + reached
+
+
 # --- which are learned, and how they move --------------------------------------------------
 
 
@@ -248,7 +264,7 @@ def test_what_has_no_scale_moves_none() -> None:
     (four,), (bf16,) = parse_space("int4"), parse_space("bf16")
     chosen = {**prepared.space.uniform(bf16), first: four}
     taken = prepared.space.formats_taken(chosen)
-    moved = grown(prepared.scales, thresholds, growth, prepared.scales, taken)
+    moved = Growth(thresholds, prepared.scales)(prepared.scales, growth, taken)
     of_first = {site.name for site in prepared.space.sites if site.layers == (first,)}
     changed = {key[0] for key in moved if np.any(moved[key] != prepared.scales[key])}
     assert changed == of_first - {
@@ -267,7 +283,7 @@ def test_no_threshold_leaves_the_calibrated_one_by_more_than_twice(steps: list[f
     scales, taken = dict(prepared.scales), formats(prepared, "int8")
     for step in steps:
         growth = np.full(_total(thresholds), step, np.float32)
-        scales = grown(scales, thresholds, growth, prepared.scales, taken)
+        scales = Growth(thresholds, prepared.scales)(scales, growth, taken)
     learned = {name for threshold in thresholds for name in threshold.sites}
     for key, scale in prepared.scales.items():
         share = scales[key] / scale
@@ -282,7 +298,7 @@ def test_all_formats_of_a_site_move_by_the_same_factors() -> None:
     thresholds = learned_thresholds(prepared.space)
     growth = np.linspace(-0.5, 0.5, _total(thresholds)).astype(np.float32)
     taken = formats(prepared, "int4")
-    moved = grown(prepared.scales, thresholds, growth, prepared.scales, taken)
+    moved = Growth(thresholds, prepared.scales)(prepared.scales, growth, taken)
     start = 0
     for threshold in thresholds:
         factors = np.exp(growth[start : start + threshold.count])

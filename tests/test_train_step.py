@@ -14,7 +14,7 @@ import support
 from onnx_fliqs.data import Dataset, batch_indices, input_specs, load_npz
 from onnx_fliqs.evaluation import run_dataset
 from onnx_fliqs.formats import FORMATS
-from onnx_fliqs.learned_thresholds import Threshold, grown, learned_thresholds
+from onnx_fliqs.learned_thresholds import Growth, Threshold, learned_thresholds
 from onnx_fliqs.model import load_model
 from onnx_fliqs.objective import Objective, choose_objective, quality
 from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
@@ -396,7 +396,7 @@ def test_learned_thresholds_lower_the_loss(digits: Task) -> None:
             # Moments are kept, weights are not.
             state = replace(moved, parameters=state.parameters)
             taken = space.formats_taken(space.uniform(chosen))
-            scales = grown(scales, thresholds, report.growth, digits.scales, taken)
+            scales = Growth(thresholds, digits.scales)(scales, report.growth, taken)
             losses.append(report.loss)
     assert losses[-1] < 0.9 * losses[0]
 
