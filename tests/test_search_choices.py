@@ -67,6 +67,17 @@ CHOICES: dict[str, tuple[str, SearchConfig]] = {
     "refined": ("critic", REFINED),
     "refined twice": ("refined", replace(REFINED, refine=2)),
     "refined, not observed": ("refined", replace(REFINED, observe=0.0)),
+    "learned thresholds": ("critic", change(refresh=None, threshold_rate=10.0)),
+    "learned thresholds, momentum": (
+        "refined",
+        replace(REFINED, optimizer=Optimizer.RELATIVE_MOMENTUM),
+    ),
+    "slowly learned thresholds": ("refined", replace(REFINED, threshold_rate=1.0)),
+    "thresholds that stay": ("refined", replace(REFINED, threshold_rate=0.0)),
+    "reinforce, learned thresholds": (
+        "reinforce",
+        replace(policy_gradient(), refresh=None, threshold_rate=10.0),
+    ),
     "refined, refreshed": ("refined", replace(REFINED, refresh=3, threshold_rate=0.0)),
     "one-sided": ("reinforce", policy_gradient(reward=RewardForm.ONE_SIDED)),
     "exponential": (
