@@ -72,7 +72,7 @@ class SearchConfig:
     """Assignments of the policy that are scored on one held-out batch."""
     held_out_batch: int = 64
     threshold_rate: float = 10.0
-    """Learning rate of the clipping thresholds of activations, as a multiple of
+    """Learning rate of the clipping thresholds of activations and weights, as a multiple of
     ``learning_rate``: by what their logarithm changes in a step. 0: they stay as calibrated
     on the float network, and the weights learn to live with them."""
     refresh: int | None = None

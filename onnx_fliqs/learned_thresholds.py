@@ -51,7 +51,8 @@ def learned_thresholds(space: SearchSpace) -> tuple[Threshold, ...]:
     """
     if space.power_of_two_scales:
         return ()
-    weights, rooted = [], dict[str, list[Site]]()
+    weights: list[Threshold] = []
+    rooted: dict[str, list[Site]] = {}
     for site in space.sites:
         if not site.is_weight or site.same_scale_as is not None:
             rooted.setdefault(site.same_scale_as or site.name, []).append(site)

@@ -75,7 +75,7 @@ def build_optimizer(
         initializers.append(f"int64[{len(shape)}] shape{i} = {{{dims}}}")
         initializers.append(f"float per_root{i} = {{{max(size, 1) ** -0.5!r}}}")
         if name in fixed:
-            initializers.append(f"float size{i} = {{{fixed[name]!r}}}")
+            initializers.append(f"float size{i} = {{{float(fixed[name])!r}}}")
             lines.append(f"rate{i} = Mul (rate, size{i})")
         elif optimizer is Optimizer.ADAM:
             lines.append(f"rate{i} = Identity (rate)")

@@ -23,7 +23,8 @@ __all__ = ["AddThresholdGradientsPass"]
 _SCALE: Final = 1
 """Which input of a site is its scale; the value comes before it."""
 _WIDER: Final = 1.000001
-"""By how much the range of ``StraightThrough`` is wider than that of the site."""
+"""By how much the range of ``StraightThrough`` is wider than that of the site; multiplied in
+the same order, as a Clip often ends exactly where the range does."""
 
 
 class AddThresholdGradientsPass(ir.passes.InPlacePass):
@@ -135,7 +136,7 @@ def _derivative(ops: Ops, sites: Sequence[ir.Node], gradient: ir.Node) -> ir.Val
     if activation.limit is not None:
         # If the range reaches to the limit, all of x is inside.
         _, _, scale, _, hi = gradient.inputs
-        end = ops.Mul(ops.Mul(scale, hi), _WIDER)
+        end = ops.Mul(ops.Mul(scale, _WIDER), hi)
         reaches = ops.GreaterOrEqual(end, activation.limit)
         inside = ops.Where(reaches, _inner_product(ops, dy, x), inside)
     return ops.Sub(whole, inside)

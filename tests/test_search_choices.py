@@ -72,7 +72,7 @@ CHOICES: dict[str, tuple[str, SearchConfig]] = {
         "refined",
         replace(REFINED, optimizer=Optimizer.RELATIVE_MOMENTUM),
     ),
-    "slowly learned thresholds": ("refined", replace(REFINED, threshold_rate=1.0)),
+    "slowly learned thresholds": ("refined", replace(REFINED, threshold_rate=1)),
     "thresholds that stay": ("refined", replace(REFINED, threshold_rate=0.0)),
     "reinforce, learned thresholds": (
         "reinforce",
