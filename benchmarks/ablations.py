@@ -111,6 +111,7 @@ CHOICES: dict[str, dict[str, Variant]] = {
     "learning rate": _searches("learning_rate", 5e-4, 1e-3, 4e-3),
     "distillation": _searches("distillation", 0.0, 1.0),
     "observe": _searches("observe", 0.0, 0.5),
+    "damage power": _searches("damage_power", 0.3, 0.7, 1.0),
     "refine": {
         **_searches("refine", 1, 6),
         "0: weights train on draws": Variant({"refine": 0, "observe": 0.5, "freeze": 0.1}),

@@ -59,6 +59,10 @@ class SearchConfig:
     observe: float = 0.15
     """Critic: rounds of draws that are scored on the float network before anything trains, as
     a share of the steps."""
+    damage_power: float = 0.5
+    """Critic: power to which the damage of single changes is raised before an integer program
+    adds it up to the assignment that the search begins with: of a larger damage, training
+    mends a larger share. 1: as measured, as ``Strategy.ILP`` has it."""
     refine: int = 3
     """Critic: how often the assignment that the weights train on is refined while they do,
     evenly up to ``freeze``. 0: weights train on draws of the policy, which goes on learning
@@ -131,6 +135,8 @@ class SearchConfig:
             raise ConfigError(f"validation must be between 0 and 1, got {self.validation:g}")
         if not 0 <= self.observe < math.inf:
             raise ConfigError(f"observe must not be negative, got {self.observe:g}")
+        if not 0 < self.damage_power < math.inf:
+            raise ConfigError(f"damage_power must be positive, got {self.damage_power:g}")
         if self.refine < 0:
             raise ConfigError(f"refine must not be negative, got {self.refine}")
         if not 0 <= self.delay <= self.freeze <= 1:

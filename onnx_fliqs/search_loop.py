@@ -463,7 +463,8 @@ class _Run:
         They leave all else in float, where training brings it back to; draws see damage that
         training mends.
         """
-        program = program_choices(self._costs, self._sensitivity, self._borders)
+        power = self._setup.config.damage_power
+        program = program_choices(self._costs, self._sensitivity, self._borders, power=power)
         return replace(state, current=program)
 
     def _refine(self, state: SearchState, number: int) -> tuple[SearchState, float]:

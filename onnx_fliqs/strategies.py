@@ -108,14 +108,25 @@ def measure_damage(
 
 
 def program_choices(
-    costs: CostTable, damage: Sequence[Row], borders: Sequence[Border] = ()
+    costs: CostTable,
+    damage: Sequence[Row],
+    borders: Sequence[Border] = (),
+    *,
+    power: float = 1.0,
 ) -> Choices:
     """The assignment with the least sum of damages among those that spend a budget.
 
     HAWQ-V3 (Yao et al. 2021, section 3.4) weighs squared weight errors by the trace of the
     Hessian; a measured difference of losses sees the activations as well.
+
+    Args:
+        costs: Of each choice of each decision, as shares of the budgets.
+        damage: Of each choice of each decision, not negative.
+        borders: What neighbours cost together.
+        power: To which each damage is raised before they are added up; less than 1 if of a
+            larger damage a larger share is mended.
     """
-    return project([-row for row in damage], costs, borders=borders)
+    return project([-(row**power) for row in damage], costs, borders=borders)
 
 
 def greedy_choices(

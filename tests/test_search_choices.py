@@ -199,16 +199,25 @@ def test_an_agreement_without_classes_is_refused() -> None:
     search(network(), samples(labels=False), replace(config, loss="auto"))
 
 
-def test_a_search_begins_with_what_single_changes_say(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_a_search_begins_with_what_single_changes_say(
+    power: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = "onnx_fliqs.search_loop"
     seen: list[tuple[int, ...]] = []
+    powers: list[float] = []
 
     def noted(start: tuple[int, ...], *_: Any, **__: Any) -> tuple[tuple[int, ...], float]:
         seen.append(start)
         return start, 0.0
 
+    def program(*_: Any, power: float) -> tuple[int, ...]:
+        powers.append(power)
+        return 1, 0, 0
+
     monkeypatch.setattr(f"{module}.refine", noted)
-    monkeypatch.setattr(f"{module}.program_choices", lambda *_: (1, 0, 0))
-    result = search(network(), samples(), replace(REFINED, steps=2, refine=1))
-    assert seen == [(1, 0, 0)]
+    monkeypatch.setattr(f"{module}.program_choices", program)
+    config = replace(REFINED, steps=2, refine=1, damage_power=power)
+    result = search(network(), samples(), config)
+    assert (seen, powers) == ([(1, 0, 0)], [power])
     assert list(result.assignment.layers.values()) == ["int4", "int2", "int2"]
