@@ -66,9 +66,11 @@ from onnx_fliqs.search_setup import Setup, set_up
 from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
 from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices, with_sensitivity
 from onnx_fliqs.strategies import (
+    Origin,
     Strategy,
     greedy_choices,
     measure_damage,
+    most_precise,
     program_choices,
     random_choices,
     uniform_choices,
@@ -83,9 +85,11 @@ logger = logging.getLogger(__name__)
 _DAMAGE_BATCHES: Final = 4
 """Held-out batches on which single changes of format are measured, at most."""
 _MEASURED: Final = 1.0
-_REFINED: Final = 0.75
+_REFINED: Final = 0.25
 """Held-out samples on which single changes of the float network, and refinements, are scored,
 for each sample that the weights train on."""
+_JUDGING_BATCHES: Final = 16
+"""Held-out batches that tell how much the policy's choice loses before training, at most."""
 _MOST_SKIPPED: Final = 20
 """Steps in a row without a finite gradient after which a search gives up."""
 
@@ -458,14 +462,22 @@ class _Run:
     # --- refinement ------------------------------------------------------------------------
 
     def _start(self, state: SearchState) -> SearchState:
-        """Begin with what single changes say to be best.
+        """Begin with what the policy prefers, or with what single changes say to be best.
 
-        They leave all else in float, where training brings it back to; draws see damage that
-        training mends.
+        Where little is lost, draws tell more. Where they ruin the network, they see damage that
+        training mends; single changes leave all else in float, where it brings it back to.
         """
-        power = self._setup.config.damage_power
-        program = program_choices(self._costs, self._sensitivity, self._borders, power=power)
-        return replace(state, current=program)
+        config, costs, borders = self._setup.config, self._costs, self._borders
+        preferences = self._controller.preferences(state.controller)
+        preferred = project(preferences, costs, self._controller.slack, borders)
+        precise, quantized = self._scoring.losses(
+            [most_precise(costs), preferred], state.train, state.scales, _JUDGING_BATCHES
+        )
+        if quantized - precise <= config.trusted_damage:
+            return replace(state, current=preferred, origin=Origin.POLICY)
+        power = config.damage_power
+        program = program_choices(costs, self._sensitivity, borders, power=power)
+        return replace(state, current=program, origin=Origin.PROGRAM)
 
     def _refine(self, state: SearchState, number: int) -> tuple[SearchState, float]:
         """Refine what the weights train on, with the weights as they are.

@@ -19,6 +19,7 @@ from onnx_fliqs.errors import InfeasibleError
 from onnx_fliqs.projection import project
 
 __all__ = [
+    "Origin",
     "Strategy",
     "finite",
     "greedy_choices",
@@ -46,6 +47,15 @@ class Strategy(enum.Enum):
     """Any assignment that spends the budget."""
     FIXED = "fixed"
     """The one that is given: nothing is chosen, so there is no budget."""
+
+
+class Origin(enum.Enum):
+    """Where the assignment came from that the weights of a search first trained on."""
+
+    POLICY = "policy"
+    """What the policy preferred after observation."""
+    PROGRAM = "program"
+    """The integer program on the damage of single changes."""
 
 
 def most_precise(costs: CostTable) -> Choices:
