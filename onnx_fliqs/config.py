@@ -56,7 +56,7 @@ class SearchConfig:
     """Share of the divergence from the float model in a labelled loss."""
     validation: float = 0.1
     """Share of the data that is held out for rewards and for the choice of the best."""
-    observe: float = 0.5
+    observe: float = 0.3
     """Critic: rounds of draws that are scored on the float network before anything trains, as
     a share of the steps."""
     trusted_damage: float = 0.3

@@ -84,7 +84,7 @@ logger = logging.getLogger(__name__)
 
 _DAMAGE_BATCHES: Final = 4
 """Held-out batches on which single changes of format are measured, at most."""
-_MEASURED: Final = 1.0
+_MEASURED: Final = 0.5
 _REFINED: Final = 0.25
 """Held-out samples on which single changes of the float network, and refinements, are scored,
 for each sample that the weights train on."""
