@@ -60,12 +60,12 @@ class SearchConfig:
     """Critic: rounds of draws that are scored on the float network before anything trains, as
     a share of the steps."""
     trusted_damage: float = 0.3
-    """Critic: what the policy's choice may add to the loss on held-out samples before training,
+    """Critic: what the policy's choice may add to the loss on held-out samples, untrained and
     against the most precise formats, for the search to begin with it; if it adds more, an
     integer program on the damage of single changes chooses."""
     damage_power: float = 0.5
     """Critic: power to which that program raises each damage before it adds them up: of a
-    larger damage, training mends a larger share. 1: as measured, as ``Strategy.ILP`` has it."""
+    larger damage, training mends a larger share. 1: as measured, as ``Strategy.ILP`` does."""
     refine: int = 3
     """Critic: how often the assignment that the weights train on is refined while they do,
     evenly up to ``freeze``. 0: weights train on draws of the policy, which goes on learning

@@ -1,7 +1,9 @@
 """The one-shot search: weights and assignment are found together, then one is fixed.
 
 Before the first step the critic observes the float network: how much each layer alone adds
-to the loss, and rounds of draws from a policy that cools down until it is deterministic. Then:
+to the loss, and rounds of draws from a policy that cools down until it is deterministic. What
+the policy then prefers is where the search begins, unless it ruins the network: then an integer
+program on what the layers add alone says it. And:
 
 1. *search*: the weights train on the assignment within the budget that is held to be best. Now
    and then it is refined (:mod:`~onnx_fliqs.refinement`): changes are scored on held-out
@@ -464,8 +466,8 @@ class _Run:
     def _start(self, state: SearchState) -> SearchState:
         """Begin with what the policy prefers, or with what single changes say to be best.
 
-        Where little is lost, draws tell more. Where they ruin the network, they see damage that
-        training mends; single changes leave all else in float, where it brings it back to.
+        Where little is lost, draws tell more. Where they ruin the network, they see damage
+        that training mends; single changes leave all else in float, where it brings it back.
         """
         config, costs, borders = self._setup.config, self._costs, self._borders
         preferences = self._controller.preferences(state.controller)

@@ -1,6 +1,7 @@
 """The alternatives to the choices of a search: each takes effect, repeats, and resumes."""
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,9 @@ from onnx_fliqs.optimizer import Optimizer
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.schedule import Phase
 from onnx_fliqs.search_loop import Progress, search
+from onnx_fliqs.scoring import Scoring
 from onnx_fliqs.search_setup import set_up
+from onnx_fliqs.strategies import Origin, Strategy
 from onnx_fliqs.thresholds import Statistics, Thresholds
 
 CONFIG = SearchConfig(
@@ -67,6 +70,7 @@ CHOICES: dict[str, tuple[str, SearchConfig]] = {
     "refined": ("critic", REFINED),
     "refined twice": ("refined", replace(REFINED, refine=2)),
     "refined, not observed": ("refined", replace(REFINED, observe=0.0)),
+    "refined, begun by the program": ("refined", replace(REFINED, trusted_damage=-math.inf)),
     "learned thresholds": ("critic", change(refresh=None, threshold_rate=10.0)),
     "learned thresholds, momentum": (
         "refined",
@@ -199,25 +203,66 @@ def test_an_agreement_without_classes_is_refused() -> None:
     search(network(), samples(labels=False), replace(config, loss="auto"))
 
 
-@pytest.mark.parametrize("power", [0.5, 1.0])
-def test_a_search_begins_with_what_single_changes_say(
-    power: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = "onnx_fliqs.search_loop"
-    seen: list[tuple[int, ...]] = []
-    powers: list[float] = []
+class Beginning:
+    """What a search begins with, where the policy and the program disagree."""
 
-    def noted(start: tuple[int, ...], *_: Any, **__: Any) -> tuple[tuple[int, ...], float]:
-        seen.append(start)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, damage: float = 0.0) -> None:
+        module = "onnx_fliqs.search_loop"
+        self.begun: list[tuple[int, ...]] = []
+        self.powers: list[float] = []
+        self.damage = damage
+        losses = Scoring.losses
+        monkeypatch.setattr(f"{module}.refine", self._refine)
+        monkeypatch.setattr(f"{module}.program_choices", self._program)
+        monkeypatch.setattr(f"{module}.project", lambda *_: (0, 1, 0))
+        monkeypatch.setattr(
+            Scoring,
+            "losses",
+            lambda scoring, candidates, *args: (
+                [1.0, 1.0 + self.damage]
+                if candidates == [(2, 2, 2), (0, 1, 0)]
+                else losses(scoring, candidates, *args)
+            ),
+        )
+
+    def _refine(
+        self, start: tuple[int, ...], *_: Any, **__: Any
+    ) -> tuple[tuple[int, ...], float]:
+        self.begun.append(start)
         return start, 0.0
 
-    def program(*_: Any, power: float) -> tuple[int, ...]:
-        powers.append(power)
+    def _program(self, *_: Any, power: float) -> tuple[int, ...]:
+        self.powers.append(power)
         return 1, 0, 0
 
-    monkeypatch.setattr(f"{module}.refine", noted)
-    monkeypatch.setattr(f"{module}.program_choices", program)
-    config = replace(REFINED, steps=2, refine=1, damage_power=power)
+
+@pytest.mark.parametrize(
+    ("damage", "origin"),
+    [(-0.1, Origin.POLICY), (0.25, Origin.POLICY), (0.26, Origin.PROGRAM)]
+    + [(value, Origin.PROGRAM) for value in (math.nan, math.inf)],
+)
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_a_search_begins_with_the_policys_choice_unless_it_ruins_the_network(
+    power: float, damage: float, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beginning = Beginning(monkeypatch, damage)
+    config = replace(REFINED, steps=2, refine=1, damage_power=power, trusted_damage=0.25)
     result = search(network(), samples(), config)
-    assert (seen, powers) == ([(1, 0, 0)], [power])
-    assert list(result.assignment.layers.values()) == ["int4", "int2", "int2"]
+    by_program = origin is Origin.PROGRAM
+    assert beginning.begun == [(1, 0, 0) if by_program else (0, 1, 0)]
+    assert beginning.powers == ([power] if by_program else [])
+    served = ["int4", "int2", "int2"] if by_program else ["int2", "int4", "int2"]
+    assert list(result.assignment.layers.values()) == served
+    assert result.origin is origin
+    assert result.to_dict()["origin"] == origin.value
+
+
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, policy_gradient(), replace(REFINED, strategy=Strategy.ILP)],
+    ids=["draws", "reinforce", "ilp"],
+)
+def test_without_refinement_there_is_no_origin(config: SearchConfig) -> None:
+    result = search(network(), samples(), config)
+    assert result.origin is None
+    assert result.to_dict()["origin"] is None
