@@ -20,8 +20,8 @@ from onnx_fliqs.errors import ConfigError, InterruptedSearchError
 from onnx_fliqs.optimizer import Optimizer
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.schedule import Phase
-from onnx_fliqs.search_loop import Progress, search
 from onnx_fliqs.scoring import Scoring
+from onnx_fliqs.search_loop import Progress, search
 from onnx_fliqs.search_setup import set_up
 from onnx_fliqs.strategies import Origin, Strategy
 from onnx_fliqs.thresholds import Statistics, Thresholds
