@@ -1,9 +1,9 @@
 """The one-shot search: weights and assignment are found together, then one is fixed.
 
 Before the first step the critic observes the float network: how much each layer alone adds
-to the loss, and rounds of draws from a policy that cools down until it is deterministic. What
-the policy then prefers is where the search begins, unless it ruins the network: then an integer
-program on what the layers add alone says it. And:
+to the loss, and rounds of draws from a policy that cools down until it is deterministic. The
+search begins with what the policy then prefers or, if that ruins the network, with what an
+integer program on the first prefers. And:
 
 1. *search*: the weights train on the assignment within the budget that is held to be best. Now
    and then it is refined (:mod:`~onnx_fliqs.refinement`): changes are scored on held-out
