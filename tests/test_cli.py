@@ -145,7 +145,7 @@ def test_the_curves_are_drawn_and_told(model: Path) -> None:
     found = json.loads(run(*command, "--json").stdout)["convergence"]
     assert found["converged"] is True
     assert found["doubts"] == []
-    assert {len(curve) for curve in found["curves"].values()} == {2 + 12}  # rounds, steps
+    assert {len(curve) for curve in found["curves"].values()} == {4 + 12}  # rounds, steps
 
 
 def test_search_without_anything_but_a_model_warns_and_produces_a_valid_model(

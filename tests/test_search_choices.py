@@ -148,6 +148,7 @@ def test_every_choice_resumes_to_the_same_bytes(name: str, tmp_path: Path) -> No
     resumed = search(network(), samples(), config, checkpoint=folder, resume=True)
     assert written(resumed) == written(whole)
     assert resumed.verification == whole.verification
+    assert resumed.origin is whole.origin
 
 
 @pytest.mark.parametrize("name", list(CHOICES))
