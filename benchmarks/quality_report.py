@@ -8,7 +8,6 @@ split of the data and their batches, and ± is the standard error of the mean.
 import hashlib
 import json
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final
 
-import numpy as np
 from common import provenance
+from quality_cells import Cell, Cells, Key, cells_of, uniform_cells
+from quality_plot import plot
 from quality_runs import SPACES, Row, Run, data_file, read_rows
 from tasks import TASKS
 
@@ -28,7 +28,8 @@ __all__ = ["report"]
 
 _SEARCH: Final = "fliqs"
 _BASELINES: Final = ("uniform", "ilp", "greedy", "random", "ptq")
-_STRATEGIES: Final = (_SEARCH, *_BASELINES[1:], "retrain", "uniform")
+_CHOSEN: Final = (_SEARCH, *_BASELINES[1:], "retrain")
+_STRATEGIES: Final = (*_CHOSEN, "uniform")
 _FREE: Final = 0.5
 """Points between floor and ceiling below which the floor is nearly free: a share of so small
 a gap is mostly noise."""
@@ -67,47 +68,6 @@ class _Tests:
 
 
 @dataclass(frozen=True)
-class _Cell:
-    """The runs that differ in their seed only."""
-
-    rows: tuple[Row, ...]
-
-    @property
-    def accuracies(self) -> dict[int, float]:
-        """By seed."""
-        return {row["seed"]: row["accuracy"] for row in self.rows}
-
-    @property
-    def accuracy(self) -> float:
-        return fmean(self.accuracies.values())
-
-    def mean(self, name: str) -> float:
-        return fmean(row[name] for row in self.rows)
-
-    @property
-    def spread(self) -> float:
-        """Sample standard deviation; NaN for a single seed."""
-        values = list(self.accuracies.values())
-        return stdev(values) if len(values) > 1 else math.nan
-
-    @property
-    def error(self) -> float:
-        """Standard error of the mean."""
-        return self.spread / math.sqrt(len(self.rows))
-
-
-_Key = tuple[str, str, float | None, str]
-"""Model, space, budget, strategy."""
-
-
-def _cells(rows: Iterable[Row]) -> dict[_Key, _Cell]:
-    groups: dict[_Key, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row["model"], row["space"], row["bits"], row["strategy"]].append(row)
-    return {key: _Cell(tuple(group)) for key, group in groups.items()}
-
-
-@dataclass(frozen=True)
 class _Difference:
     """Between two cells, in points."""
 
@@ -116,7 +76,7 @@ class _Difference:
     """NaN for a single seed."""
 
     @classmethod
-    def of(cls, first: _Cell, second: _Cell) -> "_Difference | None":
+    def of(cls, first: Cell, second: Cell) -> "_Difference | None":
         """First minus second, over the seeds that both have."""
         one, other = first.accuracies, second.accuracies
         found = [one[seed] - other[seed] for seed in one if seed in other]
@@ -146,14 +106,20 @@ def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _order(key: _Key) -> tuple[Any, ...]:
+def _order(key: Key) -> tuple[Any, ...]:
     model, space, bits, strategy = key
     names = list(SPACES)
     place = names.index(space) if space in names else len(names)
-    return list(TASKS).index(model), place, bits or 0.0, _STRATEGIES.index(strategy), space
+    return (
+        list(TASKS).index(model),
+        place,
+        bits or 0.0,
+        _STRATEGIES.index(strategy),
+        space,
+    )
 
 
-def _runs_table(cells: Mapping[_Key, _Cell]) -> str:
+def _runs_table(cells: Cells) -> str:
     return _markdown(
         (
             *("model", "space", "budget", "strategy", "seeds", "accuracy ± deviation"),
@@ -174,7 +140,7 @@ def _runs_table(cells: Mapping[_Key, _Cell]) -> str:
     )
 
 
-def _searched(cells: Mapping[_Key, _Cell]) -> list[tuple[str, str, float, _Cell]]:
+def _searched(cells: Cells) -> list[tuple[str, str, float, Cell]]:
     """The cells of the search."""
     return [
         (model, space, bits, cells[model, space, bits, strategy])
@@ -183,31 +149,24 @@ def _searched(cells: Mapping[_Key, _Cell]) -> list[tuple[str, str, float, _Cell]
     ]
 
 
-def _uniform(
-    cells: Mapping[_Key, _Cell], model: str, formats: Iterable[str]
-) -> dict[str, _Cell]:
-    found = {name: cells.get((model, name, None, "uniform")) for name in formats}
-    return {name: cell for name, cell in found.items() if cell is not None}
-
-
-def _within(formats: Mapping[str, _Cell], bits: float) -> dict[str, _Cell]:
+def _within(formats: Mapping[str, Cell], bits: float) -> dict[str, Cell]:
     """The uniform formats that a budget has room for."""
     limit = bits * (1 + 1e-9)
     return {n: cell for n, cell in formats.items() if cell.mean("effective_bits") <= limit}
 
 
-def _best(formats: Mapping[str, _Cell]) -> str | None:
+def _best(formats: Mapping[str, Cell]) -> str | None:
     return max(formats, key=lambda name: formats[name].accuracy, default=None)
 
 
-def _gaps(cells: Mapping[_Key, _Cell]) -> str:
+def _gaps(cells: Cells) -> str:
     """Gap recovered: (search - floor) / (ceiling - floor)."""
     rows = []
     for model, space, bits, cell in _searched(cells):
-        floors = _within(_uniform(cells, model, SPACES[space].floors), bits)
+        floors = _within(uniform_cells(cells, model, SPACES[space].floors), bits)
         widest = max((parse_format(name).bits for name in floors), default=0)
         floor = _best({n: c for n, c in floors.items() if parse_format(n).bits == widest})
-        ceilings = _uniform(cells, model, SPACES[space].ceilings)
+        ceilings = uniform_cells(cells, model, SPACES[space].ceilings)
         ceiling = _best(ceilings)
         if floor is None or ceiling is None:
             continue
@@ -224,7 +183,7 @@ def _gaps(cells: Mapping[_Key, _Cell]) -> str:
     return _markdown(head, rows)
 
 
-def _gap(cell: _Cell, low: _Cell, high: _Cell) -> str:
+def _gap(cell: Cell, low: Cell, high: Cell) -> str:
     """With its standard error to first order, the three means taken as independent."""
     gap = high.accuracy - low.accuracy
     if gap < _FREE:
@@ -238,7 +197,7 @@ _Comparisons = dict[str, list[tuple[str, _Difference]]]
 """For each baseline: the model and the difference of each cell."""
 
 
-def _compared(cells: Mapping[_Key, _Cell]) -> tuple[str, _Comparisons]:
+def _compared(cells: Cells) -> tuple[str, _Comparisons]:
     """The search less each baseline at equal or lower BOPs, cell by cell."""
     rows: list[list[str]] = []
     found: _Comparisons = defaultdict(list)
@@ -247,7 +206,7 @@ def _compared(cells: Mapping[_Key, _Cell]) -> tuple[str, _Comparisons]:
         for baseline in _BASELINES:
             other, note = cells.get((model, space, bits, baseline)), ""
             if baseline == "uniform":
-                formats = _within(_uniform(cells, model, SPACES[space].uniform), bits)
+                formats = _within(uniform_cells(cells, model, SPACES[space].uniform), bits)
                 name = _best(formats)
                 other, note = (formats[name], f" ({name})") if name else (None, "")
             difference = None if other is None else _Difference.of(cell, other)
@@ -283,7 +242,7 @@ def _advantage(compared: _Comparisons) -> str:
     )
 
 
-def _retrained(cells: Mapping[_Key, _Cell]) -> str:
+def _retrained(cells: Cells) -> str:
     """Training what was found alone, less the search as served."""
     rows = []
     found = []
@@ -298,7 +257,7 @@ def _retrained(cells: Mapping[_Key, _Cell]) -> str:
     return _markdown(("model", "space", "budget", "retrained less searched"), rows)
 
 
-def _spent(cells: Mapping[_Key, _Cell]) -> str:
+def _spent(cells: Cells) -> str:
     """Cost as a share of the budget, over all runs of the search."""
     rows = []
     groups: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -316,7 +275,7 @@ def _spent(cells: Mapping[_Key, _Cell]) -> str:
     return _markdown(head, rows)
 
 
-def _converged(cells: Mapping[_Key, _Cell]) -> str:
+def _converged(cells: Cells) -> str:
     """Policy entropy at the end, and what the searches themselves say."""
     rows = []
     for model, space, bits, cell in _searched(cells):
@@ -326,7 +285,7 @@ def _converged(cells: Mapping[_Key, _Cell]) -> str:
     return _markdown(("model", "space", "budget", "largest entropy", "doubts"), rows)
 
 
-def _times(cells: Mapping[_Key, _Cell]) -> str:
+def _times(cells: Cells) -> str:
     """Seconds of a search, over those of uniform training with as many steps."""
     rows = []
     for model in TASKS:
@@ -351,72 +310,6 @@ def _times(cells: Mapping[_Key, _Cell]) -> str:
     return _markdown(("model", "space", "search, s", "uniform, s", "ratio"), rows)
 
 
-# --- the plot ------------------------------------------------------------------------------
-
-
-def _plot(cells: Mapping[_Key, _Cell], cost: str, path: Path) -> None:
-    """Accuracy against a cost: a panel per model and space, a line per strategy."""
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        print("no plots: pip install matplotlib", file=sys.stderr)
-        return
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    panels = {(model, space) for model, space, bits, _ in cells if bits is not None}
-    models = [name for name in TASKS if any(model == name for model, _ in panels)]
-    spaces = [name for name in SPACES if any(space == name for _, space in panels)]
-    if not panels:
-        return
-    figure, axes = plt.subplots(
-        *(len(models), len(spaces)),
-        squeeze=False,
-        figsize=(4.2 * len(spaces), 3.4 * len(models)),
-        layout="constrained",
-    )
-    for (i, model), (j, space) in (
-        (a, b) for a in enumerate(models) for b in enumerate(spaces)
-    ):
-        axis = axes[i, j]
-        axis.set(title=f"{model}, {space}", xlabel=cost, ylabel="test accuracy, %")
-        for number, strategy in enumerate(_STRATEGIES):
-            if strategy == "uniform":
-                points = list(_uniform(cells, model, SPACES[space].uniform).values())
-            else:
-                points = [
-                    cell
-                    for (m, s, _, name), cell in cells.items()
-                    if (m, s, name) == (model, space, strategy)
-                ]
-            points.sort(key=lambda cell: cell.mean(cost))
-            if points:
-                axis.errorbar(
-                    [cell.mean(cost) for cell in points],
-                    [cell.accuracy for cell in points],
-                    yerr=[np.nan_to_num(cell.spread) for cell in points],
-                    label=strategy,
-                    color=f"C{number}",
-                    marker="o",
-                    markersize=3,
-                    linewidth=1,
-                    capsize=2,
-                )
-        for name, cell in _uniform(cells, model, SPACES[space].uniform).items():
-            axis.annotate(name, (cell.mean(cost), cell.accuracy), fontsize=7)
-    drawn = [axis.get_legend_handles_labels() for axis in axes.flat]
-    legend = {
-        label: line
-        for lines, labels in drawn
-        for line, label in zip(lines, labels, strict=True)
-    }
-    figure.legend(
-        legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend)
-    )
-    figure.savefig(path)
-    plt.close(figure)
-
-
 # --- all of it -----------------------------------------------------------------------------
 
 
@@ -432,10 +325,10 @@ def report(folder: Path) -> str:
         groups[row["steps"], row["batch_size"]].append(row)
     parts = [f"# Quality\n\n{_floats(rows, folder)}"]
     for (steps, batch), found in sorted(groups.items()):
-        cells = _cells(found)
+        cells = cells_of(found)
         parts.append(_section(f"{steps} steps of batch {batch}", cells))
         for cost in ("bops", "bytes"):
-            _plot(cells, cost, folder / f"quality_{steps}x{batch}_{cost}.svg")
+            plot(cells, cost, _CHOSEN, folder / f"quality_{steps}x{batch}_{cost}.svg")
     if refused:
         lines = (f"- {model}, {space}: {why}" for model, space, why in sorted(refused))
         parts.append("## Refused\n\n" + "\n".join(lines))
@@ -455,7 +348,7 @@ def _floats(rows: Iterable[Row], folder: Path) -> str:
     )
 
 
-def _section(title: str, cells: Mapping[_Key, _Cell]) -> str:
+def _section(title: str, cells: Cells) -> str:
     compared, differences = _compared(cells)
     tables = {
         "Gap recovered": _gaps(cells),
