@@ -1,7 +1,7 @@
 """Accuracy against cost, of what ``quality.py`` ran."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +25,7 @@ _UNITS: Final = {"bops": (1e6, "MBOPs"), "bytes": (1e3, "weights, kB")}
 def plot(cells: Cells, cost: str, strategies: Sequence[str], path: Path) -> None:
     """Write a plot: a column per model, a row per kind of format.
 
-    Colours are strategies, markers are spaces, a grey line joins the uniform formats.
+    Colours are strategies, markers are spaces, a grey line joins the best uniform formats.
 
     Args:
         cells: What was measured.
@@ -39,7 +39,7 @@ def plot(cells: Cells, cost: str, strategies: Sequence[str], path: Path) -> None
         print("no plots: pip install matplotlib", file=sys.stderr)
         return
     mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "onnx-fliqs"
+    mpl.rcParams.update({"svg.hashsalt": "onnx-fliqs", "svg.fonttype": "none"})
     from matplotlib import pyplot as plt
 
     unit, label = _UNITS[cost]
@@ -53,7 +53,6 @@ def plot(cells: Cells, cost: str, strategies: Sequence[str], path: Path) -> None
     figure, axes = plt.subplots(
         *(len(kinds), len(models)),
         squeeze=False,
-        sharey="col",
         figsize=(4.2 * len(models), 3.4 * len(kinds) + 0.6),
         layout="constrained",
     )
@@ -66,12 +65,13 @@ def plot(cells: Cells, cost: str, strategies: Sequence[str], path: Path) -> None
             axis.grid(alpha=0.2)
             formats = [name for space in _KINDS[kind] for name in SPACES[space].uniform]
             uniform = uniform_cells(cells, model, dict.fromkeys(formats))
-            line = sorted(uniform.values(), key=lambda cell: cell.mean(cost))
-            xs, ys = [c.mean(cost) / unit for c in line], [c.accuracy for c in line]
-            if line:
+            front = _front(uniform.values(), cost)
+            xs, ys = [c.mean(cost) / unit for c in front], [c.accuracy for c in front]
+            if front:
                 (legend["uniform"],) = axis.plot(xs, ys, color="grey", linewidth=1, marker=".")
             for name, cell in uniform.items():
                 place = cell.mean(cost) / unit, cell.accuracy
+                axis.plot(*place, color="grey", marker=".")
                 axis.annotate(
                     name, place, fontsize=7, xytext=(3, -8), textcoords="offset points"
                 )
@@ -88,11 +88,21 @@ def plot(cells: Cells, cost: str, strategies: Sequence[str], path: Path) -> None
                             markersize=4,
                             linestyle="none",
                             capsize=2,
+                            zorder=3 - number / 10,  # The search lies above its baselines.
                         )
         row[0].set(ylabel="test accuracy, %")
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=5)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+def _front(cells: Iterable[Cell], cost: str) -> list[Cell]:
+    """Those that are better than all that cost less, cheapest first."""
+    front: list[Cell] = []
+    for cell in sorted(cells, key=lambda cell: (cell.mean(cost), -cell.accuracy)):
+        if not front or cell.accuracy > front[-1].accuracy:
+            front.append(cell)
+    return front
 
 
 def _points(cells: Cells, model: str, space: str, strategy: str) -> list[Cell]:
