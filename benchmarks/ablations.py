@@ -110,15 +110,11 @@ def _optimizer(kind: Optimizer, *rates: float) -> dict[str, Variant]:
 CHOICES: dict[str, dict[str, Variant]] = {
     "learning rate": _searches("learning_rate", 5e-4, 1e-3, 4e-3),
     "distillation": _searches("distillation", 0.0, 1.0),
-    "observe": _searches("observe", 0.0, 0.15, 0.5),
-    "trusted damage": _searches("trusted_damage", -math.inf, math.inf),
-    "damage power": _searches("damage_power", 0.3, 0.7, 1.0),
+    "observe": _searches("observe", 0.15, 0.3, 0.5),
     "refine": {
         **_searches("refine", 1, 6),
         "0: weights train on draws": Variant({"refine": 0, "observe": 0.5, "freeze": 0.1}),
-        "0, not observed either": Variant(
-            {"refine": 0, "observe": 0.0, "delay": 0.2, "freeze": 0.5}
-        ),
+        "0, not observed either": Variant({"refine": 0, "delay": 0.2, "freeze": 0.5}),
     },
     "freeze": _searches("freeze", 0.3, 0.9),
     "draws": _searches("draws", 2, 8),

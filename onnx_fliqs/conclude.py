@@ -96,7 +96,6 @@ def conclude(
         entropy=None if math.isnan(state.entropy) else state.entropy,
         convergence=convergence,
         strategy=setup.config.strategy,
-        origin=state.origin,
         latency=latency,
         warnings=(
             *setup.warnings,

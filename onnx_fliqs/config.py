@@ -56,16 +56,9 @@ class SearchConfig:
     """Share of the divergence from the float model in a labelled loss."""
     validation: float = 0.1
     """Share of the data that is held out for rewards and for the choice of the best."""
-    observe: float = 0.3
+    observe: float = 0.0
     """Critic: rounds of draws that are scored on the float network before anything trains, as
-    a share of the steps."""
-    trusted_damage: float = 0.3
-    """Critic: what the policy's choice may add to the loss on held-out samples, untrained and
-    against the most precise formats, for the search to begin with it; if it adds more, an
-    integer program on the damage of single changes chooses."""
-    damage_power: float = 0.5
-    """Critic: power to which that program raises each damage before it adds them up: of a
-    larger damage, training mends a larger share. 1: as measured, as ``Strategy.ILP`` does."""
+    a share of the steps. 0: the policy begins with what single changes cost."""
     refine: int = 3
     """Critic: how often the assignment that the weights train on is refined while they do,
     evenly up to ``freeze``. 0: weights train on draws of the policy, which goes on learning
@@ -138,10 +131,6 @@ class SearchConfig:
             raise ConfigError(f"validation must be between 0 and 1, got {self.validation:g}")
         if not 0 <= self.observe < math.inf:
             raise ConfigError(f"observe must not be negative, got {self.observe:g}")
-        if math.isnan(self.trusted_damage):
-            raise ConfigError("trusted_damage must be a number, got nan")
-        if not 0 < self.damage_power < math.inf:
-            raise ConfigError(f"damage_power must be positive, got {self.damage_power:g}")
         if self.refine < 0:
             raise ConfigError(f"refine must not be negative, got {self.refine}")
         if not 0 <= self.delay <= self.freeze <= 1:

@@ -72,6 +72,8 @@ class Objective:
     """The loss terms, and how quality is measured."""
 
     terms: tuple[LossTerm, ...]
+    comparison: tuple[LossTerm, ...]
+    """What tells how far outputs are from the float model's; without labels, the loss."""
     metric: Metric
     notes: tuple[str, ...] = ()
     """What a user should know about the choice."""
@@ -79,7 +81,12 @@ class Objective:
     @property
     def teacher_outputs(self) -> tuple[str, ...]:
         """Values for which the float model is asked."""
-        return tuple(dict.fromkeys(t.output for t in self.terms if t.needs_teacher))
+        return tuple(dict.fromkeys(term.output for term in self.comparison))
+
+    @property
+    def distills(self) -> bool:
+        """Whether the float model enters the loss."""
+        return any(term.needs_teacher for term in self.terms)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -146,7 +153,8 @@ def choose_objective(
         return _labelled(model, teacher, judged, distillation)
     terms = tuple(_distilled(model, teacher[j.name], j, kind) for j in judged)
     classes = all(term.kind is LossKind.DIVERGENCE for term in terms)
-    return Objective(terms, Metric.AGREEMENT if classes else Metric.R2, _notes(judged))
+    metric = Metric.AGREEMENT if classes else Metric.R2
+    return Objective(terms, terms, metric, _notes(judged))
 
 
 def metric_of(model: ir.Model, outputs: Mapping[str, Array]) -> Metric:
@@ -196,7 +204,8 @@ def _labelled(
         )
         if weight > 0
     ]
-    return Objective(tuple(terms), Metric.ACCURACY, _notes([found]))
+    divergence = LossTerm(kind=LossKind.DIVERGENCE, output=primary, scores=scores)
+    return Objective(tuple(terms), (divergence,), Metric.ACCURACY, _notes([found]))
 
 
 def _distilled(

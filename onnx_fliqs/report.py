@@ -16,7 +16,7 @@ from onnx_fliqs.model import atomic_write, save_model
 from onnx_fliqs.precision import PrecisionMap
 from onnx_fliqs.runtime import OptimizationLevel
 from onnx_fliqs.sites import Layer, SearchSpace, Skipped
-from onnx_fliqs.strategies import Origin, Strategy
+from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.verify import Verification
 
 __all__ = ["LayerReport", "SearchResult", "layer_reports"]
@@ -83,8 +83,6 @@ class SearchResult:
     """None after an emission without a search."""
     strategy: Strategy | None
     """How the assignment was chosen; None after an emission without a search."""
-    origin: Origin | None = None
-    """Where it came from before the critic refined it; None where nothing was refined."""
     budgets: tuple[BudgetReport, ...] = ()
     """What was used of each; none after an emission without a search."""
     latency: LatencyReport | None = None
@@ -115,7 +113,6 @@ class SearchResult:
             "verification": self.verification.to_dict(),
             "optimization_level": self.optimization_level.value,
             "strategy": None if self.strategy is None else self.strategy.value,
-            "origin": None if self.origin is None else self.origin.value,
             "policy_entropy": self.entropy,
             "convergence": None if self.convergence is None else self.convergence.to_dict(),
             "steps": self.steps,

@@ -1,7 +1,7 @@
 """How good assignments are on the held-out samples, with the weights as they are."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -13,7 +13,7 @@ from onnx_fliqs.evaluation import without_filling
 from onnx_fliqs.objective import Metric, quality
 from onnx_fliqs.prepare import make_batch
 from onnx_fliqs.search_setup import Setup
-from onnx_fliqs.sites import ScaleTable
+from onnx_fliqs.sites import ScaleTable, SiteValues
 from onnx_fliqs.train_step import Batch, TrainState, TrainStep
 
 __all__ = ["EVALUATION_BATCH", "Scoring"]
@@ -47,10 +47,17 @@ class Scoring:
         batches: int | None = None,
     ) -> list[float]:
         """Mean losses over the first batches; None: over all."""
-        seen = self.batches[:batches]
-        scored = self._scored(candidates, train, scales, seen)
-        means = np.average(scored, axis=0, weights=[batch.size for batch in seen])
-        return [float(mean) for mean in means]
+        return self._means(self._step.losses, candidates, train, scales, batches)
+
+    def divergences(
+        self,
+        candidates: Sequence[Choices],
+        train: TrainState,
+        scales: ScaleTable,
+        batches: int,
+    ) -> list[float]:
+        """Mean divergences from the float model over the first batches."""
+        return self._means(self._step.divergences, candidates, train, scales, batches)
 
     def drawn_losses(
         self,
@@ -60,8 +67,9 @@ class Scoring:
         numbers: Sequence[int],
     ) -> npt.NDArray[np.float64]:
         """Losses on batches that are drawn by number: [batches, candidates]."""
-        seen = [self._drawn(number, 2) for number in numbers]
-        return np.array(self._scored(candidates, train, scales, seen), np.float64)
+        values = [self._setup.values(choices, scales) for choices in candidates]
+        rows = [self._step.losses(train, self._drawn(n, 2), values) for n in numbers]
+        return np.array(rows, np.float64)
 
     def scores(
         self, draws: Sequence[Choices], train: TrainState, scales: ScaleTable, number: int
@@ -105,16 +113,20 @@ class Scoring:
         )
         return value, loss
 
-    def _scored(
+    def _means(
         self,
+        score: Callable[[TrainState, Batch, Sequence[SiteValues]], Sequence[float]],
         candidates: Sequence[Choices],
         train: TrainState,
         scales: ScaleTable,
-        batches: Sequence[Batch],
-    ) -> list[list[float]]:
-        """Losses: of each batch, a row of all candidates."""
+        batches: int | None,
+    ) -> list[float]:
+        """Means over the first batches of what each is scored by."""
         values = [self._setup.values(choices, scales) for choices in candidates]
-        return [self._step.losses(train, batch, values) for batch in batches]
+        seen = self.batches[:batches]
+        rows = [score(train, batch, values) for batch in seen]
+        means = np.average(rows, axis=0, weights=[batch.size for batch in seen])
+        return [float(mean) for mean in means]
 
     def _drawn(self, number: int, stream: int) -> Batch:
         """A batch by number; streams are independent of each other."""

@@ -1,9 +1,9 @@
 """The one-shot search: weights and assignment are found together, then one is fixed.
 
-Before the first step the critic observes the float network: how much each layer alone adds
-to the loss, and rounds of draws from a policy that cools down until it is deterministic. The
-search begins with what the policy then prefers or, if that ruins the network, with what an
-integer program on the first prefers. And:
+Before the first step the critic is told how far each layer alone takes the float network's
+outputs away from what they were (:mod:`~onnx_fliqs.sensitivity`). It may observe rounds of
+draws as well, from a policy that cools down until it is deterministic. The search begins with
+what the policy then prefers within the budget. And:
 
 1. *search*: the weights train on the assignment within the budget that is held to be best. Now
    and then it is refined (:mod:`~onnx_fliqs.refinement`): changes are scored on held-out
@@ -66,13 +66,11 @@ from onnx_fliqs.schedule import Phase, Schedule
 from onnx_fliqs.scoring import Scoring
 from onnx_fliqs.search_setup import Setup, set_up
 from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
-from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices, with_sensitivity
+from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices
 from onnx_fliqs.strategies import (
-    Origin,
     Strategy,
     greedy_choices,
     measure_damage,
-    most_precise,
     program_choices,
     random_choices,
     uniform_choices,
@@ -85,13 +83,13 @@ __all__ = ["Progress", "search"]
 logger = logging.getLogger(__name__)
 
 _DAMAGE_BATCHES: Final = 4
-"""Held-out batches on which single changes of format are measured, at most."""
-_MEASURED: Final = 0.5
+"""Held-out batches on which the baselines measure single changes of format, at most."""
+_MEASURED: Final = 1.0
 _REFINED: Final = 0.25
 """Held-out samples on which single changes of the float network, and refinements, are scored,
 for each sample that the weights train on."""
-_JUDGING_BATCHES: Final = 16
-"""Held-out batches that tell how much the policy's choice loses before training, at most."""
+_MOST_MEASURED: Final = 8
+"""Held-out batches on which single changes of the float network are scored, at most."""
 _MOST_SKIPPED: Final = 20
 """Steps in a row without a finite gradient after which a search gives up."""
 
@@ -250,7 +248,7 @@ class _Run:
             state = self._noted(state, number + 1, report)
             if progress is not None:
                 progress(report)
-        return self._start(state) if schedule.refines else state
+        return replace(state, current=self._choose(state)) if schedule.refines else state
 
     def loop(
         self, state: SearchState, progress: Callable[[Progress], None] | None
@@ -437,22 +435,20 @@ class _Run:
         setup, config = self._setup, self._setup.config
         if config.controller.method is Method.REINFORCE:
             return Reinforce(self._costs, config.controller)
-        distortions = setup.distortions
-        if self._sensitivity:
-            distortions = with_sensitivity(distortions, self._sensitivity)
-        return Critic(self._costs, distortions, config.controller)
+        measured = tuple(row[:, None] for row in self._sensitivity)
+        return Critic(self._costs, measured or setup.distortions, config.controller)
 
     def _measure_sensitivity(self) -> tuple[Row, ...]:
-        """What single changes cost the float network."""
+        """How far single changes take the float network from what it was."""
         setup = self._setup
         evaluations = 1 + sum(len(measured_choices(len(row))) for row in self._costs)
-        batches = self._batches_for(_MEASURED) / evaluations
+        batches = min(max(1, int(self._batches_for(_MEASURED) / evaluations)), _MOST_MEASURED)
         initial = self._step.initial()
         return measure_sensitivity(
             self._costs,
             setup.distortions,
-            lambda candidates: self._scoring.losses(
-                candidates, initial, setup.scales, min(max(1, int(batches)), _DAMAGE_BATCHES)
+            lambda candidates: self._scoring.divergences(
+                candidates, initial, setup.scales, batches
             ),
         )
 
@@ -462,24 +458,6 @@ class _Run:
         return share * config.steps * config.batch_size / self._scoring.drawn_size
 
     # --- refinement ------------------------------------------------------------------------
-
-    def _start(self, state: SearchState) -> SearchState:
-        """Begin with what the policy prefers, or with what single changes say to be best.
-
-        Where little is lost, draws tell more. Where they ruin the network, they see damage
-        that training mends; single changes leave all else in float, where it brings it back.
-        """
-        config, costs, borders = self._setup.config, self._costs, self._borders
-        preferences = self._controller.preferences(state.controller)
-        preferred = project(preferences, costs, self._controller.slack, borders)
-        precise, quantized = self._scoring.losses(
-            [most_precise(costs), preferred], state.train, state.scales, _JUDGING_BATCHES
-        )
-        if quantized - precise <= config.trusted_damage:
-            return replace(state, current=preferred, origin=Origin.POLICY)
-        power = config.damage_power
-        program = program_choices(costs, self._sensitivity, borders, power=power)
-        return replace(state, current=program, origin=Origin.PROGRAM)
 
     def _refine(self, state: SearchState, number: int) -> tuple[SearchState, float]:
         """Refine what the weights train on, with the weights as they are.

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from onnx_fliqs.controller import Choices, Controller
 from onnx_fliqs.convergence import History
 from onnx_fliqs.sites import ScaleTable
-from onnx_fliqs.strategies import Origin
 from onnx_fliqs.train_step import TrainState, TrainStep
 
 __all__ = ["Best", "Scales", "SearchState", "from_arrays", "to_arrays"]
@@ -44,8 +43,6 @@ class SearchState:
     history: History
     current: Choices | None = None
     """What the weights train on before an assignment is fixed; None: on draws."""
-    origin: Origin | None = None
-    """Where ``current`` came from, before it was refined."""
     earlier: Choices | None = None
     """What would have been fixed at three quarters of the search phase."""
     final: Choices | None = None
@@ -77,8 +74,6 @@ def to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Arra
     }
     assignments = {"current": state.current, "earlier": state.earlier, "final": state.final}
     arrays |= {n: np.array(a, np.int64) for n, a in assignments.items() if a is not None}
-    if state.origin is not None:
-        arrays["origin"] = np.asarray(state.origin.value)
     if state.best is not None:
         arrays |= {
             "best": np.array([state.best.quality, state.best.loss]),
@@ -111,7 +106,6 @@ def from_arrays(
         scales=_scales_below("scales", arrays),
         history=History(arrays["history/sums"], arrays["history/counts"]),
         current=_choices("current", arrays),
-        origin=Origin(str(arrays["origin"])) if "origin" in arrays else None,
         earlier=_choices("earlier", arrays),
         final=_choices("final", arrays),
         entropy=float(arrays["entropy"]),

@@ -1,9 +1,10 @@
-"""What single layers cost the float network: where the critic starts from.
+"""What single layers cost the float network: where a search starts from.
 
 Distortions (:func:`~onnx_fliqs.calibrate.distortions`) tell how much a choice changes the
 operands of a layer, but not how much the network minds. A few evaluations per decision tell
-that: the growth of the loss when the decision alone takes a choice. With all other layers as
-they were, this is close to what is left of the damage once training has mended the others.
+that: how far the outputs move from the float network's when the decision alone takes a choice.
+With all other layers as they were, this is close to what is left of the damage once training
+has mended the others.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +17,13 @@ from onnx_fliqs.controller import Choices, Row
 from onnx_fliqs.cost import CostTable
 from onnx_fliqs.strategies import finite, most_precise, single_changes
 
-__all__ = ["measure_sensitivity", "measured_choices", "with_sensitivity"]
+__all__ = ["measure_sensitivity", "measured_choices"]
 
 _MOST_MEASURED: Final = 6
 _LEAST_GROWTH: Final = 1e-6
 """As a share of a decision's largest growth: there are logarithms of it."""
+_LEAST_SLOPE: Final = 1e-3
+"""Growth for distortion, as a share of that of all decisions together."""
 
 
 def measured_choices(choices: int) -> tuple[int, ...]:
@@ -37,12 +40,13 @@ def measure_sensitivity(
     distortions: Sequence[npt.NDArray[np.float64]],
     losses: Callable[[Sequence[Choices]], Sequence[float]],
 ) -> tuple[Row, ...]:
-    """How much the loss grows when each decision alone takes each of its choices.
+    """How much a loss grows when each decision alone takes each of its choices.
 
     At most six choices of a decision are measured (:func:`measured_choices`), so that the
     number of evaluations does not grow with that of the formats. The growth of the others
     follows from their distortions: a power law between two that are measured, and in
-    proportion below the smallest.
+    proportion below the smallest. More distortion is never taken to be harmless: each decision
+    minds it a thousandth as much as all together do, and if none seems to, all mind it alike.
 
     Args:
         costs: For the number of choices of each decision, the most precise last.
@@ -50,16 +54,31 @@ def measure_sensitivity(
         losses: Scores assignments on the same samples.
 
     Returns:
-        For each decision one value per choice, never negative, and never less for more
-        distortion. A loss that is not finite counts as the largest that is.
+        For each decision one value per choice, never negative, and more for more distortion.
+        A loss that is not finite counts as the largest that is.
     """
     measured = [measured_choices(len(row)) for row in costs]
     found = finite(losses(single_changes(most_precise(costs), measured)))
     growth = iter(np.maximum(found[1:] - found[0], 0.0))
+    summed = [rows.sum(axis=1) for rows in distortions]
+    grown = [
+        _interpolated(row, own, np.array([next(growth) for _ in own]))
+        for row, own in zip(summed, measured, strict=True)
+    ]
+    slope = _slope(grown, summed)
     return tuple(
-        _interpolated(rows.sum(axis=1), own, np.array([next(growth) for _ in own]))
-        for rows, own in zip(distortions, measured, strict=True)
+        np.maximum(row, slope * distortion)
+        for row, distortion in zip(grown, summed, strict=True)
     )
+
+
+def _slope(growth: Sequence[Row], distortions: Sequence[Row]) -> float:
+    """The least growth for distortion of any decision."""
+    total = sum(float(row.max(initial=0.0)) for row in growth)
+    largest = sum(float(row.max(initial=0.0)) for row in distortions)
+    if total <= 0 or largest <= 0:
+        return 1.0
+    return _LEAST_SLOPE * total / largest
 
 
 def _interpolated(distortion: Row, measured: Sequence[int], growth: Row) -> Row:
@@ -82,28 +101,3 @@ def _interpolated(distortion: Row, measured: Sequence[int], growth: Row) -> Row:
     )
     result[~inside] = max(y[0], least) * distortion[~inside] / positive[0]
     return result
-
-
-def with_sensitivity(
-    distortions: Sequence[npt.NDArray[np.float64]], sensitivity: Sequence[Row]
-) -> tuple[npt.NDArray[np.float64], ...]:
-    """Distortions, and what was measured as one operand more.
-
-    Both are divided by their sum over the largest of all decisions, so that neither outweighs
-    the other before anything is learned: one knows the formats, the other the network.
-
-    Args:
-        distortions: For each decision, [choices, operands].
-        sensitivity: Of each choice of each decision, from :func:`measure_sensitivity`.
-
-    Returns:
-        For each decision, [choices, operands + 1].
-    """
-    largest = sum(float(rows.sum(axis=1).max()) for rows in distortions)
-    growth = sum(float(row.max()) for row in sensitivity)
-    return tuple(
-        np.column_stack(
-            [rows / largest if largest > 0 else rows, row / growth if growth > 0 else row]
-        )
-        for rows, row in zip(distortions, sensitivity, strict=True)
-    )

@@ -19,7 +19,6 @@ from onnx_fliqs.errors import InfeasibleError
 from onnx_fliqs.projection import project
 
 __all__ = [
-    "Origin",
     "Strategy",
     "finite",
     "greedy_choices",
@@ -47,15 +46,6 @@ class Strategy(enum.Enum):
     """Any assignment that spends the budget."""
     FIXED = "fixed"
     """The one that is given: nothing is chosen, so there is no budget."""
-
-
-class Origin(enum.Enum):
-    """Where the assignment came from that the weights of a search first trained on."""
-
-    POLICY = "policy"
-    """What the policy preferred after observation."""
-    PROGRAM = "program"
-    """The integer program on the damage of single changes."""
 
 
 def most_precise(costs: CostTable) -> Choices:
@@ -121,8 +111,6 @@ def program_choices(
     costs: CostTable,
     damage: Sequence[Row],
     borders: Sequence[Border] = (),
-    *,
-    power: float = 1.0,
 ) -> Choices:
     """The assignment with the least sum of damages among those that spend a budget.
 
@@ -133,10 +121,8 @@ def program_choices(
         costs: Of each choice of each decision, as shares of the budgets.
         damage: Of each choice of each decision, not negative.
         borders: What neighbours cost together.
-        power: To which each damage is raised before they are added up; less than 1 if of a
-            larger damage a larger share is mended.
     """
-    return project([-(row**power) for row in damage], costs, borders=borders)
+    return project([-row for row in damage], costs, borders=borders)
 
 
 def greedy_choices(

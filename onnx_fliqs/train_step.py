@@ -23,7 +23,7 @@ from onnx_fliqs.kernels import for_fast_kernels
 from onnx_fliqs.learned_thresholds import Threshold
 from onnx_fliqs.objective import Objective
 from onnx_fliqs.optimizer import BETA1, BETA2, Optimizer, build_optimizer
-from onnx_fliqs.passes.add_loss import LABELS, LOSS, AddLossPass, teacher_input
+from onnx_fliqs.passes.add_loss import DIVERGENCE, LABELS, LOSS, AddLossPass, teacher_input
 from onnx_fliqs.passes.add_threshold_gradients import AddThresholdGradientsPass
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, unquantized
 from onnx_fliqs.payload import is_plain, settle, shareable
@@ -146,9 +146,11 @@ class TrainStep:
             self._searchable, [*self._parameters, *self._frozen, CODES, SCALES]
         )
         model = self._with_loss()
+        scored = model.clone()
+        AddLossPass(objective.comparison, DIVERGENCE)(scored)
         self._forward = _Runner(
             make_session(
-                for_fast_kernels(model.clone(), max(parts)),
+                for_fast_kernels(scored, max(parts)),
                 threads=1,
                 frugal=frugal,
                 fuse_quantized=False,
@@ -274,7 +276,7 @@ class TrainStep:
             shared |= found
         results = list(
             self._pool.map(
-                lambda part: run_part(shared, self._feeds(part, self._teach(part), values)),
+                lambda part: run_part(shared, self._feeds(part, self._taught(part), values)),
                 parts,
             )
         )
@@ -325,11 +327,22 @@ class TrainStep:
         self, state: TrainState, batch: Batch, candidates: Sequence[SiteValues]
     ) -> list[float]:
         """The loss of several assignments on the same batch, side by side."""
+        return self._scalars(LOSS, state, batch, candidates)
+
+    def divergences(
+        self, state: TrainState, batch: Batch, candidates: Sequence[SiteValues]
+    ) -> list[float]:
+        """How far several assignments are from the float model on the same batch."""
+        return self._scalars(DIVERGENCE, state, batch, candidates)
+
+    def _scalars(
+        self, name: str, state: TrainState, batch: Batch, candidates: Sequence[SiteValues]
+    ) -> list[float]:
         teacher = self._teach(batch)
         return list(
             self._pool.map(
                 lambda values: float(
-                    self._run(self._forward, state, batch, teacher, values, [LOSS])[0]
+                    self._run(self._forward, state, batch, teacher, values, [name])[0]
                 ),
                 candidates,
             )
@@ -390,6 +403,10 @@ class TrainStep:
             arrays = self._run(self._taps, state, batch, {}, values, self._taps.outputs)
             found |= dict(zip(inside, arrays, strict=True))
         return found
+
+    def _taught(self, batch: Batch) -> dict[str, Array]:
+        """What of the float model enters the loss."""
+        return self._teach(batch) if self.objective.distills else {}
 
     def _teach(self, batch: Batch) -> dict[str, Array]:
         return self._teacher.outputs(batch.inputs, batch.source, batch.rows)

@@ -9,10 +9,12 @@ import onnx_ir as ir
 
 from onnx_fliqs.objective import LossKind, LossTerm, before_cast
 
-__all__ = ["LABELS", "LOSS", "AddLossPass", "teacher_input"]
+__all__ = ["DIVERGENCE", "LABELS", "LOSS", "AddLossPass", "teacher_input"]
 
 LOSS: Final = "onnx_fliqs.loss"
-"""Name of the scalar output that the pass adds."""
+"""Name of the scalar output that the pass adds, unless it is told another."""
+DIVERGENCE: Final = "onnx_fliqs.divergence"
+"""The same, for how far outputs are from the float model's."""
 LABELS: Final = "onnx_fliqs.labels"
 """Name of the int64 input that cross-entropy adds."""
 
@@ -38,12 +40,13 @@ class AddLossPass(ir.passes.InPlacePass):
     Ensures: outputs as before and the loss behind them; new inputs: the labels where a term
         is cross-entropy, and one teacher input per distilled output. The signature grows: this
         is the one pass that changes it.
-    Idempotent: a graph with a loss is left alone.
+    Idempotent: a graph with an output of that name is left alone.
     """
 
-    def __init__(self, terms: Sequence[LossTerm]) -> None:
+    def __init__(self, terms: Sequence[LossTerm], name: str = LOSS) -> None:
         super().__init__()
         self._terms = tuple(terms)
+        self._name = name
 
     def requires(self, model: ir.Model) -> None:
         """The scored values exist."""
@@ -55,18 +58,18 @@ class AddLossPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Append the terms and their sum."""
         graph = model.graph
-        if any(value.name == LOSS for value in graph.outputs):
+        if any(value.name == self._name for value in graph.outputs):
             return ir.passes.PassResult(model, modified=False)
         values = ir.convenience.create_value_mapping(graph)
         total: ir.Value | None = None
         for index, term in enumerate(self._terms):
-            add = _Appender(graph, f"{LOSS}.{index}")
+            add = _Appender(graph, f"{self._name}.{index}")
             value = _TERMS[term.kind](add, graph, values, term)
             weighted = add("Mul", [value, add.constant("weight", np.float32(term.weight))])
             total = weighted if total is None else add("Add", [total, weighted])
         assert total is not None
-        final = ir.node("Identity", [total], name=LOSS)
-        final.outputs[0].name = LOSS
+        final = ir.node("Identity", [total], name=self._name)
+        final.outputs[0].name = self._name
         final.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         final.outputs[0].shape = ir.Shape(())
         graph.append(final)

@@ -99,8 +99,6 @@ def test_the_ends_of_the_ranges_are_allowed(change: dict[str, Any]) -> None:
         *({"observe": value} for value in (-0.1, math.inf, math.nan)),
         *({"delay": value, "refine": 0} for value in (-0.1, 0.9, math.nan)),
         {"delay": 0.1},  # weights do not train on draws
-        {"trusted_damage": math.nan},
-        *({"damage_power": value} for value in (0.0, -1.0, math.inf, math.nan)),
         {"refine": -1},
         *({"freeze": value} for value in (-0.1, 1.1, math.nan)),
         {"delay": 0.2, "freeze": 0.1},

@@ -1,7 +1,6 @@
 """The alternatives to the choices of a search: each takes effect, repeats, and resumes."""
 
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,9 @@ from onnx_fliqs.errors import ConfigError, InterruptedSearchError
 from onnx_fliqs.optimizer import Optimizer
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.schedule import Phase
-from onnx_fliqs.scoring import Scoring
 from onnx_fliqs.search_loop import Progress, search
 from onnx_fliqs.search_setup import set_up
-from onnx_fliqs.strategies import Origin, Strategy
+from onnx_fliqs.sensitivity import measure_sensitivity
 from onnx_fliqs.thresholds import Statistics, Thresholds
 
 CONFIG = SearchConfig(
@@ -70,7 +68,6 @@ CHOICES: dict[str, tuple[str, SearchConfig]] = {
     "refined": ("critic", REFINED),
     "refined twice": ("refined", replace(REFINED, refine=2)),
     "refined, not observed": ("refined", replace(REFINED, observe=0.0)),
-    "refined, begun by the program": ("refined", replace(REFINED, trusted_damage=-math.inf)),
     "learned thresholds": ("critic", change(refresh=None, threshold_rate=10.0)),
     "learned thresholds, momentum": (
         "refined",
@@ -148,7 +145,6 @@ def test_every_choice_resumes_to_the_same_bytes(name: str, tmp_path: Path) -> No
     resumed = search(network(), samples(), config, checkpoint=folder, resume=True)
     assert written(resumed) == written(whole)
     assert resumed.verification == whole.verification
-    assert resumed.origin is whole.origin
 
 
 @pytest.mark.parametrize("name", list(CHOICES))
@@ -204,66 +200,56 @@ def test_an_agreement_without_classes_is_refused() -> None:
     search(network(), samples(labels=False), replace(config, loss="auto"))
 
 
-class Beginning:
-    """What a search begins with, where the policy and the program disagree."""
+@pytest.mark.parametrize("observe", [0.0, 0.5])
+def test_a_search_begins_with_what_the_policy_prefers(
+    observe: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[int, ...]] = []
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, damage: float = 0.0) -> None:
-        module = "onnx_fliqs.search_loop"
-        self.begun: list[tuple[int, ...]] = []
-        self.powers: list[float] = []
-        self.damage = damage
-        losses = Scoring.losses
-        monkeypatch.setattr(f"{module}.refine", self._refine)
-        monkeypatch.setattr(f"{module}.program_choices", self._program)
-        monkeypatch.setattr(f"{module}.project", lambda *_: (0, 1, 0))
-        monkeypatch.setattr(
-            Scoring,
-            "losses",
-            lambda scoring, candidates, *args: (
-                [1.0, 1.0 + self.damage]
-                if candidates == [(2, 2, 2), (0, 1, 0)]
-                else losses(scoring, candidates, *args)
-            ),
-        )
-
-    def _refine(
-        self, start: tuple[int, ...], *_: Any, **__: Any
+    def keep(
+        start: tuple[int, ...], *_: object, **__: object
     ) -> tuple[tuple[int, ...], float]:
-        self.begun.append(start)
+        begun.append(start)
         return start, 0.0
 
-    def _program(self, *_: Any, power: float) -> tuple[int, ...]:
-        self.powers.append(power)
-        return 1, 0, 0
+    monkeypatch.setattr("onnx_fliqs.search_loop.refine", keep)
+    monkeypatch.setattr("onnx_fliqs.search_loop.project", lambda *_: (0, 1, 0))
+    result = search(network(), samples(), replace(REFINED, steps=2, observe=observe))
+    assert begun[0] == (0, 1, 0)
+    assert list(result.assignment.layers.values()) == ["int2", "int4", "int2"]
 
 
-@pytest.mark.parametrize(
-    ("damage", "origin"),
-    [(-0.1, Origin.POLICY), (0.25, Origin.POLICY), (0.26, Origin.PROGRAM)]
-    + [(value, Origin.PROGRAM) for value in (math.nan, math.inf)],
-)
-@pytest.mark.parametrize("power", [0.5, 1.0])
-def test_a_search_begins_with_the_policys_choice_unless_it_ruins_the_network(
-    power: float, damage: float, origin: Origin, monkeypatch: pytest.MonkeyPatch
+def test_without_draws_the_policy_is_that_of_single_changes(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    beginning = Beginning(monkeypatch, damage)
-    config = replace(REFINED, steps=2, refine=1, damage_power=power, trusted_damage=0.25)
-    result = search(network(), samples(), config)
-    by_program = origin is Origin.PROGRAM
-    assert beginning.begun == [(1, 0, 0) if by_program else (0, 1, 0)]
-    assert beginning.powers == ([power] if by_program else [])
-    served = ["int4", "int2", "int2"] if by_program else ["int2", "int4", "int2"]
-    assert list(result.assignment.layers.values()) == served
-    assert result.origin is origin
-    assert result.to_dict()["origin"] == origin.value
+    """The layer that the float network minds most is the one that stays precise."""
+    count = 3
+    for sensitive in range(count):
+        growth = [
+            np.array([10.0, 0.1, 0.0]) if i == sensitive else np.array([0.2, 0.1, 0.0])
+            for i in range(count)
+        ]
+        monkeypatch.setattr(
+            "onnx_fliqs.search_loop.measure_sensitivity", lambda *_, g=growth: tuple(g)
+        )
+        config = replace(REFINED, steps=2, refine=1, observe=0.0)
+        chosen = list(search(network(), samples(), config).assignment.layers.values())
+        assert chosen[sensitive] != "int2"
 
 
-@pytest.mark.parametrize(
-    "config",
-    [CONFIG, policy_gradient(), replace(REFINED, strategy=Strategy.ILP)],
-    ids=["draws", "reinforce", "ilp"],
-)
-def test_without_refinement_there_is_no_origin(config: SearchConfig) -> None:
-    result = search(network(), samples(), config)
-    assert result.origin is None
-    assert result.to_dict()["origin"] is None
+def test_single_changes_are_judged_by_the_divergence_from_the_float_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the weights are trained on."""
+    seen: list[tuple[float, ...]] = []
+
+    def noted(*args: Any) -> Any:
+        rows = measure_sensitivity(*args)
+        seen.append(tuple(float(value) for row in rows for value in row))
+        return rows
+
+    monkeypatch.setattr("onnx_fliqs.search_loop.measure_sensitivity", noted)
+    for loss in ("cross-entropy", "kl"):
+        search(network(), samples(), replace(REFINED, steps=2, loss=loss, distillation=0.0))
+    assert seen[0] == seen[1]
+    assert max(seen[0]) > 0

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import pytest
+from scipy.special import log_softmax
 
 import support
 from onnx_fliqs.data import Dataset, batch_indices, input_specs, load_npz
@@ -425,6 +426,37 @@ def test_without_labels_the_float_model_is_the_teacher(digits: Task) -> None:
         for index in range(20):
             state, _ = step.step(state, [task.batch(32, index)], task.values("int4"), 3e-3)
         assert step.losses(state, batch, [task.values("int4")])[0] < far
+
+
+@pytest.mark.parametrize("distillation", [0.0, 0.5])
+def test_the_divergence_is_that_from_the_float_model_whatever_the_loss(
+    digits: Task, distillation: float
+) -> None:
+    objective = choose_objective(
+        digits.prepared.canonical,
+        {"logits": np.zeros((4, 10), np.float32)},
+        labelled=True,
+        distillation=distillation,
+    )
+    task = replace(digits, objective=objective)
+    with task.step() as step:
+        state, batch = step.initial(), task.batch(32)
+        assert batch.labels is not None
+        relabelled = replace(batch, labels=np.roll(batch.labels, 1))
+        values = [task.values(name) for name in ("float32", "int8", "int4")]
+        found = step.divergences(state, batch, values)
+        assert step.divergences(state, relabelled, values) == found
+        assert step.losses(state, relabelled, values) != step.losses(state, batch, values)
+        scores = step.judge_each(state, batch, values)
+        teacher = log_softmax(
+            step.teacher_outputs([batch])["logits"].astype(np.float64), axis=1
+        )
+        for (outputs, _), divergence in zip(scores, found, strict=True):
+            shift = teacher - log_softmax(outputs["logits"].astype(np.float64), axis=1)
+            expected = float(np.mean(np.sum(np.exp(teacher) * shift, axis=1)))
+            assert divergence == pytest.approx(expected, rel=0.1, abs=1e-8)
+        assert found[0] < found[1] < found[2]
+        assert step.step(state, [batch], values[2], LR)[1].applied
 
 
 def test_every_format_can_be_fed_without_another_graph() -> None:
