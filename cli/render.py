@@ -375,10 +375,9 @@ class SearchProgress(_Bar):
 
     def __call__(self, step: "Step") -> None:
         """Show one step."""
-        if self._first is None:
-            self._first = step.step - 1
-        elif step.step < self._before:
-            # The first step after the rounds of observation: counted from its end.
+        if self._first is None or step.step < self._before:
+            # Counted from the end of the first step, of each phase that has steps of its own:
+            # what was prepared before it is not done again.
             self._first, self._started = step.step, self._clock()
         self._before = step.step
         if step.quality is not None:
@@ -408,8 +407,10 @@ class SearchProgress(_Bar):
 
     def _left(self, step: "Step") -> str:
         done = step.step - (self._first or 0)
-        seconds = (self._clock() - self._started) / max(1, done) * (step.steps - step.step)
-        return f" {seconds:.0f} s left" if step.step < step.steps else ""
+        if not done or step.step == step.steps:
+            return ""
+        seconds = (self._clock() - self._started) / done * (step.steps - step.step)
+        return f" {seconds:.0f} s left"
 
 
 class ProfileBar(_Bar):
