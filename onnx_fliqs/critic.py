@@ -43,7 +43,7 @@ __all__ = ["Critic", "CriticState"]
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
 
-_COLDEST: Final = 1e-3
+_COLDEST: Final = 1e-6
 """Share of the starting temperature that is left at the end."""
 _LEAST_SENSITIVITY: Final = 0.05
 """Of the mean one: more distortion is never predicted to be harmless."""
