@@ -17,7 +17,8 @@ each (:mod:`~onnx_fliqs.boltzmann`). The falling temperature does what FLIQS's e
 does: at the end the policy is deterministic. It never leaves the budget.
 
 Operands have sensitivities of their own also where a layer has one format for both: their
-relative errors need not matter alike, and nothing is lost where they do.
+relative errors need not matter alike, and nothing is lost where they do. A search that has
+measured single changes tells those instead, as distortions of one operand.
 """
 
 import math

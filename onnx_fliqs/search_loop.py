@@ -88,7 +88,7 @@ _MEASURED: Final = 1.0
 _REFINED: Final = 0.25
 """Held-out samples on which single changes of the float network, and refinements, are scored,
 for each sample that the weights train on."""
-_MOST_MEASURED: Final = 8
+_MEASURED_BATCHES: Final = 8
 """Held-out batches on which single changes of the float network are scored, at most."""
 _MOST_SKIPPED: Final = 20
 """Steps in a row without a finite gradient after which a search gives up."""
@@ -442,7 +442,9 @@ class _Run:
         """How far single changes take the float network from what it was."""
         setup = self._setup
         evaluations = 1 + sum(len(measured_choices(len(row))) for row in self._costs)
-        batches = min(max(1, int(self._batches_for(_MEASURED) / evaluations)), _MOST_MEASURED)
+        batches = min(
+            max(1, int(self._batches_for(_MEASURED) / evaluations)), _MEASURED_BATCHES
+        )
         initial = self._step.initial()
         return measure_sensitivity(
             self._costs,
