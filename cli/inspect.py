@@ -28,7 +28,7 @@ __all__ = ["command"]
 def command(
     model: Path,
     space: str | None,
-    separate: bool,
+    separate: bool | None,
     target: str,
     rules: "tuple[Rule, ...]",
     remove_quantization: bool,

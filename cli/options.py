@@ -98,12 +98,13 @@ def seed(function: _F) -> _F:
 
 
 def separate(function: _F) -> _F:
-    """The flag --separate."""
+    """The flags --separate and --tied."""
     return click.option(
-        "--separate",
-        is_flag=True,
-        help="Choose the formats of weights and of activations apart: every pair of the"
-        " space's formats that the target runs.",
+        "--separate/--tied",
+        default=None,
+        help="Choose the formats of weights and of activations apart, from every pair of the"
+        " space's formats that the target runs, or together. Default: apart, unless the space"
+        " names pairs itself.",
     )(function)
 
 

@@ -43,7 +43,7 @@ def command(
     model: Path,
     data: Path | None,
     space: str | None,
-    separate: bool,
+    separate: bool | None,
     target: str,
     remove_quantization: bool,
     batch_size: int | None,

@@ -91,7 +91,7 @@ def command(
     model: Path,
     data: Path | None,
     space: str | None,
-    separate: bool,
+    separate: bool | None,
     target: str | None,
     rules: "tuple[Rule, ...]",
     remove_quantization: bool,

@@ -29,8 +29,9 @@ class SearchConfig:
     """A name, or the path of a profile. None: the assignment's, or ``generic`` without one."""
     space: str | None = None
     """A named space or a comma list of formats; None: the target's own."""
-    separate: bool = False
-    """Choose the formats of weights and of activations apart: every pair that is legal."""
+    separate: bool | None = None
+    """Choose the formats of weights and of activations apart: every pair that is legal. None:
+    unless the space names pairs itself."""
     budget: Budget | tuple[Budget, ...] | None = None
     """One, or several of different kinds that are all to be met; None: the target's default,
     as far as the space reaches."""
@@ -59,6 +60,9 @@ class SearchConfig:
     observe: float = 0.0
     """Critic: rounds of draws that are scored on the float network before anything trains, as
     a share of the steps. 0: the policy begins with what single changes cost."""
+    weight_damage: float = 0.1
+    """Critic: by what the damage of weights counts beside that of activations, where their
+    formats are chosen apart: what training leaves of it."""
     refine: int = 3
     """Critic: how often the assignment that the weights train on is refined while they do,
     evenly up to ``freeze``. 0: weights train on draws of the policy, which goes on learning
@@ -131,6 +135,10 @@ class SearchConfig:
             raise ConfigError(f"validation must be between 0 and 1, got {self.validation:g}")
         if not 0 <= self.observe < math.inf:
             raise ConfigError(f"observe must not be negative, got {self.observe:g}")
+        if not 0 <= self.weight_damage < math.inf:
+            raise ConfigError(
+                f"weight_damage must not be negative, got {self.weight_damage:g}"
+            )
         if self.refine < 0:
             raise ConfigError(f"refine must not be negative, got {self.refine}")
         if not 0 <= self.delay <= self.freeze <= 1:
@@ -147,7 +155,8 @@ class SearchConfig:
         contradictions = {
             f"--strategy {self.strategy.value}": self.strategy is not Strategy.FIXED,
             f"--space {self.space}": self.space is not None,
-            "--separate": self.separate,
+            "--separate": self.separate is True,
+            "--tied": self.separate is False,
             "--rules": bool(self.rules),
             " ".join(map(str, self.budgets)): bool(self.budgets),
         }

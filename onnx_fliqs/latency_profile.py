@@ -67,8 +67,9 @@ class ProfileConfig:
     target: str = "ort-cpu"
     space: str | None = None
     """A named space or a comma list of formats; None: the target's own."""
-    separate: bool = False
-    """Measure every legal pair of formats of weights and of activations."""
+    separate: bool | None = None
+    """Measure every legal pair of formats of weights and of activations; None: unless the
+    space names pairs itself."""
     batch_size: int | None = None
     """None: what the model fixes, or else 1."""
     threads: int | None = None

@@ -55,6 +55,7 @@ from onnx_fliqs.data import Dataset, batch_indices
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.learned_thresholds import Growth, learned_thresholds
+from onnx_fliqs.operand_lines import operand_lines
 from onnx_fliqs.prepare import make_batch, with_sites
 from onnx_fliqs.projection import project
 from onnx_fliqs.refinement import plan, refine
@@ -180,6 +181,7 @@ class _Run:
         self._space = space
         self._schedule = Schedule.of(config)
         self._costs, self._borders = setup.costs, setup.borders
+        self._lines = [operand_lines(choices) for choices in space.choices]
         self._uniform = uniform([len(row) for row in self._costs])
         self._parts = _part_sizes(setup)
         learned = learned_thresholds(self._space) if config.threshold_rate > 0 else ()
@@ -402,6 +404,7 @@ class _Run:
             return project(preferences, costs, self._controller.slack, borders)
         damage = measure_damage(
             costs,
+            self._lines,
             self._space.as_precise,
             lambda candidates: self._scoring.losses(
                 candidates, state.train, state.scales, _DAMAGE_BATCHES
@@ -441,17 +444,19 @@ class _Run:
     def _measure_sensitivity(self) -> tuple[Row, ...]:
         """How far single changes take the float network from what it was."""
         setup = self._setup
-        evaluations = 1 + sum(len(measured_choices(len(row))) for row in self._costs)
+        measured = (along for own in self._lines for along in measured_choices(own))
+        evaluations = 1 + sum(map(len, measured))
         batches = min(
             max(1, int(self._batches_for(_MEASURED) / evaluations)), _MEASURED_BATCHES
         )
         initial = self._step.initial()
         return measure_sensitivity(
-            self._costs,
+            self._lines,
             setup.distortions,
             lambda candidates: self._scoring.divergences(
                 candidates, initial, setup.scales, batches
             ),
+            setup.config.weight_damage,
         )
 
     def _batches_for(self, share: float) -> float:

@@ -3,7 +3,8 @@
 The baselines choose before training, from what is known of the float model, and then train the
 assignment for all of the steps: the same step, data, thresholds and emission as the search.
 Two of them need the *damage* of each choice: how much the loss on held-out samples
-grows when that decision alone leaves the format that is most precise.
+grows when that decision alone leaves the format that is most precise. Where formats of weights
+and of activations are chosen apart, it is the sum of what each operand adds alone.
 """
 
 import enum
@@ -16,6 +17,7 @@ from onnx_fliqs.borders import Border, shares, spent
 from onnx_fliqs.controller import Choices, Row
 from onnx_fliqs.cost import CostTable
 from onnx_fliqs.errors import InfeasibleError
+from onnx_fliqs.operand_lines import OperandLine
 from onnx_fliqs.projection import project
 
 __all__ = [
@@ -81,6 +83,7 @@ def finite(losses: Sequence[float] | Row) -> Row:
 
 def measure_damage(
     costs: CostTable,
+    lines: Sequence[Sequence[OperandLine]],
     as_precise: Sequence[npt.NDArray[np.bool_]],
     losses: Callable[[Sequence[Choices]], Sequence[float]],
 ) -> tuple[Row, ...]:
@@ -88,6 +91,7 @@ def measure_damage(
 
     Args:
         costs: For the number of choices of each decision.
+        lines: For each decision, the choices that are measured; what they add is summed.
         as_precise: For each decision, [choices, choices]: whether the second is at least as
             precise as the first, in both operands.
         losses: Scores assignments on the same samples.
@@ -97,13 +101,17 @@ def measure_damage(
         and, since noise is no merit, never less than that of a more precise choice. A loss
         that is not finite counts as the largest that is.
     """
-    lower = [range(len(row) - 1) for row in costs]
+    lower = [[choice for line in own for choice in line.choices[:-1]] for own in lines]
     found = finite(losses(single_changes(most_precise(costs), lower)))
     added = iter(found[1:] - found[0])
     rows = []
-    for row, finer in zip(costs, as_precise, strict=True):
-        raw = np.maximum([*(next(added) for _ in row[:-1]), 0.0], 0.0)
-        rows.append(np.where(finer, raw, 0.0).max(axis=1))
+    for row, own, finer in zip(costs, lines, as_precise, strict=True):
+        damage = np.zeros(len(row))
+        for line in own:
+            raw = np.maximum([*(next(added) for _ in line.choices[:-1]), 0.0], 0.0)
+            along = finer[np.ix_(line.choices, line.choices)]
+            damage += np.where(along, raw, 0.0).max(axis=1)[list(line.positions)]
+        rows.append(damage)
     return tuple(rows)
 
 

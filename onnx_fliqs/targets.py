@@ -165,12 +165,15 @@ class Target:
         """Whether layers may stay float although they have a kernel for integers."""
         return self.placement is not Placement.EVERY_TENSOR
 
-    def space(self, text: str | None, *, separate: bool = False) -> tuple[Precision, ...]:
+    def space(
+        self, text: str | None, *, separate: bool | None = None
+    ) -> tuple[Precision, ...]:
         """The precisions to search: those asked for, or the target's own.
 
         Args:
             text: A named space or a comma list; None: the target's own.
-            separate: Add every pair of its formats that the target can run.
+            separate: Add every pair of its formats that the target can run; None: unless it
+                names pairs itself.
 
         Raises:
             ConfigError: The target cannot run one that was asked for.
@@ -178,6 +181,8 @@ class Target:
         found = parse_space(text or self.default_space)
         for precision in found:
             self._check(precision)
+        if separate is None:
+            separate = all(precision.tied for precision in found)
         if not separate:
             return found
         known = self.precisions
