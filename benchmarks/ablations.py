@@ -10,6 +10,9 @@ well they are kept.) ::
     python benchmarks/ablations.py FOLDER --choices delay --seeds 0 1   # a part of it
     python benchmarks/ablations.py FOLDER --report                      # the table alone
 
+With ``--development MODELS`` on models that have not seen what judges them, from the folder
+that ``development_models.py`` wrote.
+
 Stopped, it goes on where it was. Processes may share a folder if their subsets are disjoint.
 Differences are taken between runs of one seed; so that models can be compared, they are
 divided by the spread between the seeds of each model.
@@ -36,7 +39,7 @@ from tasks import TASKS
 
 from onnx_fliqs import Budget, BudgetKind, Dataset, Rule, SearchConfig, search
 from onnx_fliqs.controller import ControllerConfig, Method, RewardForm, Schedule, Signal
-from onnx_fliqs.data import input_specs
+from onnx_fliqs.data import input_specs, load_npz
 from onnx_fliqs.evaluation import open_session, run_dataset
 from onnx_fliqs.model import load_model
 from onnx_fliqs.optimizer import Optimizer
@@ -59,6 +62,17 @@ WORKLOADS = {
     "mobilenetv2": Workload("int3,int4,int5,int6,int7,int8", 4.0),
     "vit": Workload("int2,int3,int4,int5,int6,int7,int8", 3.0),
 }
+
+
+_EVERY_INTEGER = "int2,int3,int4,int5,int6,int7,int8"
+DEVELOPMENT = {
+    "resnet20": Workload(_EVERY_INTEGER, 3.21),
+    "mobilenetv2": Workload(_EVERY_INTEGER, 4.28),
+    "vit": Workload(_EVERY_INTEGER, 4.28),
+}
+"""The same for the models of ``development_models.py``."""
+_UNSIGNED = Path(__file__).with_name("unsigned_activations.json")
+"""A profile: ``generic`` with zero point 0."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,7 @@ CHOICES: dict[str, dict[str, Variant]] = {
         "0: weights train on draws": Variant({"refine": 0, "observe": 0.5, "freeze": 0.1}),
         "0, not observed either": Variant({"refine": 0, "delay": 0.2, "freeze": 0.5}),
     },
+    "weight damage": _searches("weight_damage", 0.03, 0.3, 1.0),
     "freeze": _searches("freeze", 0.3, 0.9),
     "draws": _searches("draws", 2, 8),
     "held-out batch": _searches("held_out_batch", 16, 32, 128),
@@ -163,7 +178,9 @@ CHOICES: dict[str, dict[str, Variant]] = {
         "first and last layer fixed": Variant(
             {"rules": (Rule(positions=("first", "last"), fix="int8"),)}
         ),
-        "separate formats": Variant({"separate": True}),
+        "tied formats": Variant({"separate": False}),
+        "zero point 0": Variant({"target": str(_UNSIGNED)}),
+        "tied formats, zero point 0": Variant({"separate": False, "target": str(_UNSIGNED)}),
     },
     "memory": _controllers("memory", 0.98, 0.99, 1.0),
     "shrinkage": _controllers("shrinkage", 0.01, 1.0),
@@ -175,6 +192,8 @@ CHOICES: dict[str, dict[str, Variant]] = {
 class Run:
     """One search."""
 
+    models: str
+    """The folder of models that do not know what judges them; empty: those of ``TASKS``."""
     model: str
     space: str
     bits: float
@@ -206,27 +225,35 @@ def _runs(options: argparse.Namespace) -> Iterator[Run]:
     for seed, (choice, variant), model in itertools.product(
         options.seeds, variants, options.models
     ):
-        space, bits = WORKLOADS[model]
+        models = str(options.development or "")
+        space, bits = (DEVELOPMENT if models else WORKLOADS)[model]
         steps, batch_size = options.steps, options.batch_size
-        yield Run(model, space, bits, choice, variant, seed, steps, batch_size)
+        yield Run(models, model, space, bits, choice, variant, seed, steps, batch_size)
 
 
 @functools.cache
-def _parts(model: str) -> tuple[Dataset, Dataset]:
-    """What the search sees, and what judges it."""
-    arrays = TASKS[model].arrays("train")
-    specs = input_specs(load_model(TASKS[model].model))
+def _parts(models: str, model: str) -> tuple[Path, Dataset, Dataset]:
+    """The float model, what the search sees, and what judges it."""
+    if models:
+        folder = Path(models)
+        path = folder / f"{model}.onnx"
+        specs = input_specs(load_model(path))
+        seen, judges = (load_npz(folder / f"{n}.npz", specs) for n in ("train", "judged"))
+        return path, seen, judges
+    path, arrays = TASKS[model].model, TASKS[model].arrays("train")
+    specs = input_specs(load_model(path))
     labels = np.asarray(arrays["labels"], np.int64)
     data = Dataset({specs[0].name: arrays["x"]}, labels, specs)
     order = np.random.default_rng(0).permutation(len(data))
     judged = round(_JUDGED_SHARE * len(data))
-    return data.take(np.sort(order[judged:])), data.take(np.sort(order[:judged]))
+    seen, judges = (data.take(np.sort(rows)) for rows in (order[judged:], order[:judged]))
+    return path, seen, judges
 
 
 def _execute(run: Run) -> dict[str, Any]:
-    data, judges = _parts(run.model)
+    path, data, judges = _parts(run.models, run.model)
     started = time.process_time()
-    result = search(TASKS[run.model].model, data, run.settings)
+    result = search(path, data, run.settings)
     used = time.process_time() - started
     session, _ = open_session(result.model)
     names = [output.name for output in session.get_outputs()]
@@ -444,6 +471,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--development", type=Path, metavar="MODELS")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)

@@ -103,8 +103,8 @@ def separate(function: _F) -> _F:
         "--separate/--tied",
         default=None,
         help="Choose the formats of weights and of activations apart, from every pair of the"
-        " space's formats that the target runs, or together. Default: apart, unless the space"
-        " names pairs itself.",
+        " space's formats that the target runs, or together. Default: apart, but for formats"
+        " that leave tensors as they are, unless the space names pairs itself.",
     )(function)
 
 

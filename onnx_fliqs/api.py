@@ -126,8 +126,8 @@ def inspect(
         model: A float ONNX model.
         target: Name of a target, or path of a profile.
         space: A named space or a comma list of formats; None: the target's own.
-        separate: Choose the formats of weights and of activations apart; None: unless the
-            space names pairs itself.
+        separate: Choose the formats of weights and of activations apart; None: those that
+            are quantized, unless the space names pairs itself.
         rules: For single layers.
         remove_quantization: Turn a quantized model back into a float model, not refuse it.
 

@@ -31,7 +31,7 @@ class SearchConfig:
     """A named space or a comma list of formats; None: the target's own."""
     separate: bool | None = None
     """Choose the formats of weights and of activations apart: every pair that is legal. None:
-    unless the space names pairs itself."""
+    every pair of formats that are quantized, unless the space names pairs itself."""
     budget: Budget | tuple[Budget, ...] | None = None
     """One, or several of different kinds that are all to be met; None: the target's default,
     as far as the space reaches."""

@@ -156,7 +156,7 @@ class LatencyTable:
                 if lacking := [choice for choice in choices if choice not in row]:
                     raise ConfigError(
                         f"the latency table has no {lacking[0]} for layer {name!r}:"
-                        " profile with the --space and --separate of the search"
+                        " profile with the --space of the search, and its --separate or --tied"
                     )
 
     def digest(self) -> str:

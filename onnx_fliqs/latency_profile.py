@@ -68,8 +68,8 @@ class ProfileConfig:
     space: str | None = None
     """A named space or a comma list of formats; None: the target's own."""
     separate: bool | None = None
-    """Measure every legal pair of formats of weights and of activations; None: unless the
-    space names pairs itself."""
+    """Measure every legal pair of formats of weights and of activations; None: as a search
+    without ``separate`` chooses among them."""
     batch_size: int | None = None
     """None: what the model fixes, or else 1."""
     threads: int | None = None

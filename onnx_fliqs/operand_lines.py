@@ -5,9 +5,10 @@ there are pairs. What it loses is close to a sum of what each operand loses, so 
 enough to measure the formats of each operand, with the other one left precise.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from onnx_fliqs.formats import Format, is_passthrough
 from onnx_fliqs.precision import Precision
 
 __all__ = ["OperandLine", "operand_lines"]
@@ -49,10 +50,12 @@ def operand_lines(choices: Sequence[Precision]) -> tuple[OperandLine, ...]:
     return (OperandLine(every, every, (0, 1)),)
 
 
-def _line(
-    own: Sequence[Hashable], other: Sequence[Hashable], operand: int
-) -> OperandLine | None:
-    """The formats of an operand beside the most precise one of the other that meets all."""
+def _line(own: Sequence[Format], other: Sequence[Format], operand: int) -> OperandLine | None:
+    """The formats of an operand beside the most precise one of the other operand.
+
+    Activations alone are not quantized, so beside weights that stay float they have one format
+    only. Then the next one is close enough.
+    """
     for beside in dict.fromkeys(reversed(other)):
         found = {
             fmt: choice
@@ -63,4 +66,6 @@ def _line(
             place = {fmt: position for position, fmt in enumerate(found)}
             positions = tuple(place[fmt] for fmt in own)
             return OperandLine(tuple(found.values()), positions, (operand,))
+        if not is_passthrough(beside):
+            return None
     return None

@@ -135,7 +135,7 @@ def parse_space(text: str) -> tuple[Precision, ...]:
     return _sorted(map(parse_precision, names))
 
 
-def separated(precisions: Iterable[Precision]) -> tuple[Precision, ...]:
+def separated(precisions: Iterable[Precision], *, left: bool = True) -> tuple[Precision, ...]:
     """A space in which the formats of weights and of activations are chosen apart.
 
     Every format that stands for both operands is paired with every other; pairs that were
@@ -143,12 +143,15 @@ def separated(precisions: Iterable[Precision]) -> tuple[Precision, ...]:
 
     Args:
         precisions: As :func:`parse_space` reads them.
+        left: Whether a format that leaves tensors as they are (float32) is paired as well:
+            weights alone are then quantized.
 
     Returns:
         Cheapest first, no repeats.
     """
     given = tuple(precisions)
-    formats = [precision.weights for precision in given if precision.tied]
+    tied = [precision.weights for precision in given if precision.tied]
+    formats = [fmt for fmt in tied if left or not is_passthrough(fmt)]
     pairs = (
         Precision(weights, activations)
         for weights, activations in itertools.product(formats, repeat=2)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from onnx_fliqs.errors import ConfigError
+from onnx_fliqs.formats import is_passthrough
 from onnx_fliqs.json_files import json_object, read_text
 from onnx_fliqs.layer_operators import LAYER_OPERATORS
 from onnx_fliqs.layer_positions import Position
@@ -43,7 +44,7 @@ class Rule:
     allow: tuple[str, ...] = ()
     """The precisions among which they choose in place of the space."""
     forbid: tuple[str, ...] = ()
-    """Precisions that they do not take."""
+    """Precisions that they do not take; a number format, for both operands or either."""
     share: bool = False
     """Whether they all take the same precision."""
 
@@ -151,8 +152,18 @@ def _ruled(before: Ruled, number: int, rule: Rule) -> Ruled:
     if rule.share:
         return dataclasses.replace(before, tied=True)
     forbidden = _parsed(rule.forbid)
-    left = tuple(precision for precision in before.choices if precision not in forbidden)
+    left = tuple(p for p in before.choices if not any(_strikes(f, p) for f in forbidden))
     return dataclasses.replace(before, choices=rule.offered or left, by=named(number, rule))
+
+
+def _strikes(forbidden: Precision, precision: Precision) -> bool:
+    """Whether it is forbidden, or has an operand in the one format that is.
+
+    One operand may be left alone where leaving both is forbidden.
+    """
+    if not forbidden.tied or is_passthrough(forbidden.weights):
+        return precision == forbidden
+    return forbidden.weights in (precision.weights, precision.activations)
 
 
 def _parsed(names: Iterable[str], where: str = "") -> set[Precision]:

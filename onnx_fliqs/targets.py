@@ -172,8 +172,8 @@ class Target:
 
         Args:
             text: A named space or a comma list; None: the target's own.
-            separate: Add every pair of its formats that the target can run; None: unless it
-                names pairs itself.
+            separate: Add every pair of its formats that the target can run; None: every pair
+                of formats that are quantized, unless it names pairs itself.
 
         Raises:
             ConfigError: The target cannot run one that was asked for.
@@ -181,12 +181,12 @@ class Target:
         found = parse_space(text or self.default_space)
         for precision in found:
             self._check(precision)
-        if separate is None:
-            separate = all(precision.tied for precision in found)
-        if not separate:
+        apart = all(precision.tied for precision in found) if separate is None else separate
+        if not apart:
             return found
         known = self.precisions
-        return tuple(p for p in separated(found) if known is None or p.name in known)
+        pairs = separated(found, left=separate is True)
+        return tuple(p for p in pairs if known is None or p.name in known)
 
     def check(self, name: str) -> Precision:
         """Look up one precision that the target must be able to run.
@@ -285,6 +285,7 @@ _ORT_CPU: Final = Target(
 _ALL: Final = (
     Target(
         name="generic",
+        activations=Activations.ASYMMETRIC,
         description="standard ONNX QDQ; formats without a type of their own are simulated",
         activation_type="UINT8",
         runtimes=("onnxruntime",),

@@ -214,6 +214,12 @@ def test_formats_that_are_chosen_apart_make_pairs(text: str, names: list[str]) -
     assert [precision.name for precision in separated(parse_space(text))] == names
 
 
+def test_formats_that_leave_a_tensor_may_stay_without_pairs() -> None:
+    found = separated(parse_space("int4,int8,bf16,float32"), left=False)
+    names = [precision.name for precision in found]
+    assert names == ["int4", "int4:int8", "int8:int4", "int8", "bf16", "float32"]
+
+
 @pytest.mark.parametrize("name", SPACES)
 def test_a_named_space_has_every_pair_of_its_formats(name: str) -> None:
     pairs = separated(parse_space(name))

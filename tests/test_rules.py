@@ -184,6 +184,19 @@ def test_later_rules_change_what_earlier_ones_said() -> None:
     assert found["inner"] == found["head"] == ["int4:int8", "int8"]
 
 
+def test_a_format_is_forbidden_for_either_operand() -> None:
+    pairs = ["int4", "int4:int8", "int8:int4", "int8", "int8:float32", "float32"]
+    space = ",".join(pairs)
+    for forbidden, left in (
+        ("int4", ["int8", "int8:float32", "float32"]),
+        ("int4:int8", ["int4", "int8:int4", "int8", "int8:float32", "float32"]),
+        ("float32", pairs[:-1]),
+    ):
+        found = choices(space_of(Rule(layers=("head",), forbid=(forbidden,)), space=space))
+        assert found["head"] == left
+        assert set(found["stem"]) == set(pairs)
+
+
 def test_precisions_outside_the_space_are_for_the_ruled_layers_alone() -> None:
     space = space_of(Rule(positions=("first",), fix="e4m3"), space="int4,int8")
     assert [p.name for p in space.precisions] == ["int4", "e4m3", "int8"]
@@ -420,9 +433,7 @@ def test_a_search_follows_rules_within_its_budget(strategy: Strategy) -> None:
         Rule(layers=("inner",), forbid=("int8",)),
     )
     budget = Budget(BudgetKind.SIZE, 1.6)
-    config = replace(
-        QUICK, rules=rules, budget=budget, strategy=strategy, space="int4,int6,int8"
-    )
+    config = replace(QUICK, rules=rules, budget=budget, strategy=strategy, separate=False)
     result = search(network(), samples(), config)
     chosen = result.assignment.layers
     assert chosen["stem"] == "float32"
@@ -492,7 +503,7 @@ def test_what_was_searched_by_rules_can_be_emitted_again() -> None:
 
 def test_inspect_lists_what_rules_leave() -> None:
     rules = (ENDS, Rule(layers=("block_*",), share=True))
-    found = api.inspect(network(), space="int4,int6", rules=rules)
+    found = api.inspect(network(), space="int4,int6", separate=False, rules=rules)
     content = json.loads(json.dumps(found.to_dict()))
     rows = {layer["name"]: layer for layer in content["layers"]}
     assert rows["stem"]["precisions"] == rows["head"]["precisions"] == ["int8"]
@@ -515,7 +526,7 @@ def test_the_command_line_reads_rules(tmp_path: Path) -> None:
     listed = call("inspect", model, "--space", "int-s", "--rules", rules)
     assert listed.exit_code == 0, listed.output
     assert "by rule: stem, head (int8)" in listed.stdout
-    assert "searches int4, int8" in listed.stdout
+    assert "searches int4, int4:int8, int8:int4, int8" in listed.stdout
     fast = ("--space", "int4", "--steps", 4, "--batch-size", 8, "--threads", 1)
     found = call("search", model, "--data", data, "--rules", rules, *fast)
     assert found.exit_code == 0, found.output

@@ -34,9 +34,8 @@ from onnx_fliqs.errors import (
     ModelError,
 )
 from onnx_fliqs.evaluation import evaluate_model
-from onnx_fliqs.formats import parse_format
 from onnx_fliqs.model import load_model
-from onnx_fliqs.precision import parse_space
+from onnx_fliqs.precision import parse_precision, parse_space, separated
 from onnx_fliqs.prepare import prepare
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.schedule import Phase
@@ -206,7 +205,7 @@ def test_the_least_budget_that_the_message_names_can_be_searched() -> None:
 def test_every_kind_of_space_is_searched(space: str) -> None:
     result = search(DIGITS, digits(), replace(QUICK, space=space, steps=12))
     assert_sound(result)
-    names = {fmt.name for fmt in parse_space(space)}
+    names = {fmt.name for fmt in separated(parse_space(space), left=False)}
     assert set(result.assignment.layers.values()) <= names
     assert result.verification.searched is not None
     assert result.verification.searched.rms < 1e-3
@@ -483,10 +482,13 @@ def test_the_report_adds_up(quick: SearchResult) -> None:
     assert report["steps"] == 24
     assert report["quality"]["metric"] == "accuracy"
     assert sum(layer["share"] for layer in report["layers"]) == pytest.approx(1.0)
-    bops = sum(layer["macs"] * layer["bits"] ** 2 for layer in report["layers"])
-    assert report["cost"]["bops"] == bops
-    for layer in report["layers"]:
-        assert layer["bits"] == parse_format(layer["format"]).bits
+    chosen = [parse_precision(layer["format"]) for layer in report["layers"]]
+    assert report["cost"]["bops"] == sum(
+        layer["macs"] * precision.weights.bits * precision.activations.bits
+        for layer, precision in zip(report["layers"], chosen, strict=True)
+    )
+    for layer, precision in zip(report["layers"], chosen, strict=True):
+        assert layer["bits"] == precision.weights.bits
         assert layer["trained"]
         assert layer["reason"] is None
     json.dumps(report, allow_nan=False)

@@ -26,6 +26,7 @@ from onnx_fliqs.thresholds import Statistics, Thresholds
 
 CONFIG = SearchConfig(
     space="int2,int4,int8",
+    separate=False,
     steps=12,
     batch_size=16,
     held_out_batch=32,
@@ -40,6 +41,7 @@ CONFIG = SearchConfig(
     freeze=0.5,
 )
 REFINED = replace(CONFIG, refine=3, delay=0.0, refresh=None, threshold_rate=10.0)
+APART = replace(REFINED, separate=None, observe=0.0)
 
 
 def change(controller: Mapping[str, Any] | None = None, **settings: Any) -> SearchConfig:
@@ -50,7 +52,7 @@ def policy_gradient(**settings: Any) -> SearchConfig:
     return change({"method": Method.REINFORCE, "learning_rate": 0.5, **settings})
 
 
-PLAIN = {"critic": CONFIG, "reinforce": policy_gradient(), "refined": REFINED}
+PLAIN = {"critic": CONFIG, "reinforce": policy_gradient(), "refined": REFINED, "apart": APART}
 # Name → which of the two it changes, and how.
 CHOICES: dict[str, tuple[str, SearchConfig]] = {
     "loss": ("critic", change({"signal": Signal.LOSS})),
@@ -68,6 +70,8 @@ CHOICES: dict[str, tuple[str, SearchConfig]] = {
     "refined": ("critic", REFINED),
     "refined twice": ("refined", replace(REFINED, refine=2)),
     "refined, not observed": ("refined", replace(REFINED, observe=0.0)),
+    "formats apart": ("refined", APART),
+    "damage of weights": ("apart", replace(APART, weight_damage=10.0)),
     "learned thresholds": ("critic", change(refresh=None, threshold_rate=10.0)),
     "learned thresholds, momentum": (
         "refined",

@@ -11,12 +11,20 @@ from hypothesis import strategies as st
 
 from onnx_fliqs.controller import Choices, ControllerConfig
 from onnx_fliqs.critic import Critic
+from onnx_fliqs.operand_lines import OperandLine, operand_lines
+from onnx_fliqs.precision import parse_space, separated
 from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices
 
-COSTS = tuple(np.linspace(0.1, 0.5, size) for size in (2, 3, 5))
+
+def one_line(size: int) -> tuple[OperandLine]:
+    """Choices of a decision that are all measured alike."""
+    return (OperandLine(tuple(range(size)), tuple(range(size)), (0, 1)),)
 
 
-DISTORTIONS = tuple(np.column_stack([4.0 ** -np.arange(len(row))] * 2) for row in COSTS)
+SIZES = (2, 3, 5)
+LINES = [one_line(size) for size in SIZES]
+DISTORTIONS = tuple(np.column_stack([4.0 ** -np.arange(size)] * 2) for size in SIZES)
+PAIRS = separated(parse_space("int2,int3,int4,int5,int6,int7,int8"))
 
 
 def _same(losses: Sequence[float], _: Sequence[Choices]) -> Sequence[float]:
@@ -41,12 +49,12 @@ def score(table: Sequence[Sequence[float]]) -> Callable[[Sequence[Choices]], lis
     ],
 )
 def test_at_most_six_choices_are_measured(choices: int, measured: tuple[int, ...]) -> None:
-    assert measured_choices(choices) == measured
+    assert measured_choices(one_line(choices)) == (measured,)
 
 
 def test_what_is_measured_is_what_single_changes_add() -> None:
     table = [(0.5, 0.0), (0.25, 0.1, 0.0), (2.0, 1.0, 0.5, 0.25, 0.0)]
-    found = measure_sensitivity(COSTS, DISTORTIONS, score(table))
+    found = measure_sensitivity(LINES, DISTORTIONS, score(table))
     for row, expected in zip(found, table, strict=True):
         np.testing.assert_allclose(row[:-1], expected[:-1])
         assert 0 < row[-1] < row[-2]
@@ -56,21 +64,22 @@ def test_between_what_is_measured_the_growth_is_a_power_of_the_distortion() -> N
     count = 14
     distortion: npt.NDArray[np.float64] = 4.0 ** -np.arange(float(count))[:, None]
     truth = 3.0 * distortion[:, 0] ** 0.5
-    costs = (np.linspace(0.1, 0.5, count),)
     asked: list[int] = []
 
     def losses(candidates: Sequence[Choices]) -> list[float]:
         asked.extend(choice for (choice,) in candidates)
         return [1 + float(truth[choice]) * (choice < count - 1) for choice in asked]
 
-    (found,) = measure_sensitivity(costs, [distortion], losses)
+    (found,) = measure_sensitivity(
+        [one_line(count)], [np.hstack([distortion, 0 * distortion])], losses
+    )
     assert asked == [13, 0, 2, 5, 7, 10, 12]
     np.testing.assert_allclose(found[:13], truth[:13], rtol=1e-6)
 
 
 def test_what_lowers_the_loss_is_nearly_harmless_and_what_is_not_finite_is_worst() -> None:
     losses = [1.0, 0.9, np.nan, 3.0, 5.0, 0.5, 0.5, 0.5]
-    found = measure_sensitivity(COSTS, DISTORTIONS, lambda _: losses)
+    found = measure_sensitivity(LINES, DISTORTIONS, lambda _: losses)
     slope = 1e-3 * (0 + 4 + 4) / (3 * 2)
     np.testing.assert_allclose(found[0], slope * DISTORTIONS[0].sum(axis=1))
     np.testing.assert_allclose(found[1][:2], [4.0, 2.0])
@@ -79,7 +88,7 @@ def test_what_lowers_the_loss_is_nearly_harmless_and_what_is_not_finite_is_worst
 
 def test_where_nothing_is_known_all_mind_a_distortion_alike() -> None:
     for losses in ([np.nan] * 8, [1.0] * 8):
-        found = measure_sensitivity(COSTS, DISTORTIONS, functools.partial(_same, losses))
+        found = measure_sensitivity(LINES, DISTORTIONS, functools.partial(_same, losses))
         for row, distortion in zip(found, DISTORTIONS, strict=True):
             np.testing.assert_array_equal(row, distortion.sum(axis=1))
 
@@ -96,13 +105,34 @@ def test_more_distortion_is_never_held_to_be_less_harmful(
     rows: list[list[tuple[float, float]]], data: st.DataObject
 ) -> None:
     distortions = [np.sort(np.array(each), axis=0)[::-1] for each in rows]
-    count = 1 + sum(len(measured_choices(len(each))) for each in rows)
+    lines = [one_line(len(each)) for each in rows]
+    count = 1 + sum(len(along) for own in lines for along in measured_choices(own))
     losses = data.draw(st.lists(st.floats(0, 10), min_size=count, max_size=count))
-    costs = tuple(np.linspace(0.1, 0.5, len(each)) for each in rows)
-    for row in measure_sensitivity(costs, distortions, lambda _: losses):
+    for row in measure_sensitivity(lines, distortions, lambda _: losses):
         assert np.isfinite(row).all()
         assert (row > 0).all()
         assert (np.diff(row) <= 1e-12 * row[:-1]).all()
+
+
+def test_of_formats_apart_four_of_each_operand_are_measured() -> None:
+    weights, activations = measured_choices(operand_lines(PAIRS))
+    assert [PAIRS[c].name for c in weights] == [f"int{b}:int8" for b in (2, 4, 5, 7)]
+    assert [PAIRS[c].name for c in activations] == [f"int8:int{b}" for b in (2, 4, 5, 7)]
+
+
+@pytest.mark.parametrize("weight_damage", [0.0, 0.1, 1.0])
+def test_apart_the_growth_is_that_of_both_operands(weight_damage: float) -> None:
+    """As the distortion of each operand grows, and that of weights counts for less."""
+    size = np.array([(p.weights.bits, p.activations.bits) for p in PAIRS])
+    distortions = np.where(size < 8, 4.0**-size, 0.0)
+    truth = distortions @ [2.0, 3.0]
+    (found,) = measure_sensitivity(
+        [operand_lines(PAIRS)],
+        [distortions],
+        lambda asked: [1 + float(truth[choice]) for (choice,) in asked],
+        weight_damage,
+    )
+    np.testing.assert_allclose(found, distortions @ [2.0 * weight_damage, 3.0], rtol=1e-6)
 
 
 def test_a_layer_that_the_network_minds_is_kept_precise_from_the_start() -> None:

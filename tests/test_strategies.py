@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_fliqs.errors import InfeasibleError
+from onnx_fliqs.operand_lines import OperandLine, operand_lines
 from onnx_fliqs.precision import parse_space, separated
 from onnx_fliqs.projection import LEAST_SPENT
 from onnx_fliqs.strategies import (
@@ -29,6 +31,7 @@ LEVELS = [(0, 0), (1, 1), (2, 2)]
 """Of two decisions, in those bits."""
 IN_A_LINE = np.triu(np.ones((3, 3), np.bool_))
 """Each choice is more precise than the one before."""
+ONE_LINE: Final = (OperandLine((0, 1, 2), (0, 1, 2), (0, 1)),)
 
 
 def costs(macs: Sequence[float], budget: float) -> Rows:
@@ -50,7 +53,7 @@ def test_damage_is_what_a_change_adds() -> None:
     table: dict[tuple[int, ...], float]
     table = {(2, 2): 1.0, (0, 2): 4.0, (1, 2): 1.5, (2, 0): 0.5, (2, 1): np.nan}
     first, second = measure_damage(
-        costs([1, 1], 8), [IN_A_LINE] * 2, lambda a: [table[x] for x in a]
+        costs([1, 1], 8), [ONE_LINE] * 2, [IN_A_LINE] * 2, lambda a: [table[x] for x in a]
     )
     np.testing.assert_array_equal(first, [3.0, 0.5, 0.0])
     # A loss below that of the most precise is noise; one that is not a number is the worst.
@@ -132,6 +135,9 @@ def test_random_assignments_differ_and_spend_the_budget() -> None:
 
 PAIRS = separated(parse_space("int4,int6,int8"))
 AS_PRECISE = np.array([[b.as_precise_as(a) for b in PAIRS] for a in PAIRS])
+IN_ONE: Final = (OperandLine(tuple(range(len(PAIRS))), tuple(range(len(PAIRS))), (0, 1)),)
+"""Pairs that are all measured."""
+APART: Final = operand_lines(PAIRS)
 
 
 def pair_costs(macs: Sequence[float], budget: float) -> Rows:
@@ -143,7 +149,7 @@ def pair_costs(macs: Sequence[float], budget: float) -> Rows:
 def test_damage_is_no_less_than_that_of_what_is_more_precise_in_both_operands() -> None:
     measured = {"int6:int8": 3.0, "int8:int6": 1.0, "int4:int8": 2.0}
     losses = [0.0, *(measured.get(p.name, 0.0) for p in PAIRS[:-1])]
-    (damage,) = measure_damage(pair_costs([1], 8), [AS_PRECISE], lambda _: losses)
+    (damage,) = measure_damage(pair_costs([1], 8), [IN_ONE], [AS_PRECISE], lambda _: losses)
     expected = {
         "int8": 0.0,
         "int8:int6": 1.0,
@@ -154,11 +160,31 @@ def test_damage_is_no_less_than_that_of_what_is_more_precise_in_both_operands() 
     assert {p.name: x for p, x in zip(PAIRS, damage, strict=True)} == expected
 
 
+def test_apart_the_damage_of_a_pair_is_the_sum_of_that_of_its_operands() -> None:
+    names = [p.name for p in PAIRS]
+    asked: list[str] = []
+
+    def losses(candidates: Sequence[tuple[int, ...]]) -> list[float]:
+        asked.extend(names[choice] for (choice,) in candidates)
+        loss = {"int8": 1.0, "int4:int8": 3.0, "int6:int8": 1.5, "int8:int4": 2.0}
+        return [loss.get(name, 0.5) for name in asked]
+
+    (damage,) = measure_damage(pair_costs([1], 8), [APART], [AS_PRECISE], losses)
+    assert asked == ["int8", "int4:int8", "int6:int8", "int8:int4", "int8:int6"]
+    weights, activations = {"int4": 2.0, "int6": 0.5}, {"int4": 1.0}
+    expected = [
+        weights.get(p.weights.name, 0.0) + activations.get(p.activations.name, 0.0)
+        for p in PAIRS
+    ]
+    np.testing.assert_array_equal(damage, expected)
+
+
 def test_formats_of_as_many_bits_keep_the_damage_of_their_own() -> None:
     formats = parse_space("int4,e4m3,int8")
     finer = np.array([[b.as_precise_as(a) for b in formats] for a in formats])
     table = (np.array([0.25, 1.0, 1.0]),)
-    (damage,) = measure_damage(table, [finer], lambda _: [1.0, 1.5, 4.0])
+    lines = [operand_lines(formats)]
+    (damage,) = measure_damage(table, lines, [finer], lambda _: [1.0, 1.5, 4.0])
     np.testing.assert_array_equal(damage, [3.0, 3.0, 0.0])
     assert greedy_choices((table[0] * 1.5,), (damage,)) == (0,)
 
@@ -204,7 +230,8 @@ def test_greed_among_pairs_leaves_no_choice_that_is_cheaper_and_less_harmful(
     table = pair_costs([float(m) for m in macs], budget)
     rng = np.random.default_rng(seed)
     raw = [1.0, *rng.integers(0, 5, len(macs) * (len(PAIRS) - 1)).astype(float)]
-    damage = measure_damage(table, [AS_PRECISE] * len(macs), lambda _: raw)
+    order = [AS_PRECISE] * len(macs)
+    damage = measure_damage(table, [IN_ONE] * len(macs), order, lambda _: raw)
     chosen = greedy_choices(table, damage)
     assert spent(table, chosen) <= 1 + 1e-9
     for row, harm, c in zip(table, damage, chosen, strict=True):

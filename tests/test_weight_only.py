@@ -48,7 +48,8 @@ def data_for(model: ir.Model, sizes: Mapping[str, tuple[int, ...]]) -> Dataset:
 
 def words_searched() -> SearchResult:
     model = support.model(WORDS, weights=WORDS_WEIGHTS)
-    return search(model, data_for(model, {"i": (3,)}), replace(QUICK, budget=BITS_5))
+    config = replace(QUICK, budget=BITS_5, separate=False)
+    return search(model, data_for(model, {"i": (3,)}), config)
 
 
 def test_only_weights_are_searched_within_a_budget_of_bytes() -> None:
