@@ -6,7 +6,7 @@ ResNet-20 are trained on 50,000 of the training images of Fashion-MNIST; the oth
 judge choices of the search. Test data is never read. In an environment with ``torch`` and
 ``onnx``::
 
-    python benchmarks/development_models.py FOLDER                 # all three: about half an hour
+    python benchmarks/development_models.py FOLDER                 # about half an hour
     python benchmarks/development_models.py FOLDER --models vit
 
 The folder then holds ``train.npz``, ``judged.npz`` and a graph for each model, for
@@ -15,6 +15,7 @@ The folder then holds ``train.npz``, ``judged.npz`` and a graph for each model, 
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,7 +105,9 @@ def _resnet20() -> nn.Module:
         for _ in range(3):
             stride = 1 if inner == outer else 2
             branch = nn.Sequential(
-                *_convolution(inner, outer, 3, stride), nn.ReLU(), *_convolution(outer, outer, 3)
+                *_convolution(inner, outer, 3, stride),
+                nn.ReLU(),
+                *_convolution(outer, outer, 3),
             )
             projection = nn.Sequential(*_convolution(inner, outer, 1, stride))
             beside = nn.Identity() if inner == outer else projection
@@ -132,7 +135,7 @@ class _Attention(nn.Module):
 
 
 class _ViT(nn.Module):
-    """Four blocks on patches of 4 × 4 (Dosovitskiy et al. 2021)."""
+    """Four blocks on patches of 4 by 4 (Dosovitskiy et al. 2021)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,7 +163,7 @@ class _ViT(nn.Module):
 
 
 class _Recipe(NamedTuple):
-    make: type[nn.Module] | object
+    make: Callable[[], nn.Module]
     epochs: int
     rate: float
 
@@ -175,7 +178,7 @@ _RECIPES = {
 def _trained(recipe: _Recipe, train: Arrays) -> nn.Module:
     """AdamW, one cycle of the learning rate, half of the images mirrored."""
     torch.manual_seed(0)
-    network: nn.Module = recipe.make()  # type: ignore[operator]
+    network = recipe.make()
     x = torch.tensor(train["x"])
     labels = torch.tensor(train["labels"].astype(np.int64))
     count = len(x) // _BATCH

@@ -251,8 +251,10 @@ def test_a_dead_channel_keeps_a_share_of_the_scale_of_its_tensor() -> None:
 def test_sites_of_one_tensor_have_one_scale_and_rearrangements_that_of_their_source() -> None:
     generic = calibrated_case("attention")
     for name in ("int4", "e4m3"):
+        sites = [generic.space.site[f"x@{q}:0"] for q in ("query", "key", "value")]
         scales = {
-            float(generic.scales[f"x@{q}:0", name][0]) for q in ("query", "key", "value")
+            float(generic.scales[site.name, site.effective(FORMATS[name]).name][0])
+            for site in sites
         }
         assert len(scales) == 1
     integer = calibrated_case("rearranged_input", "ort-cpu")

@@ -99,8 +99,8 @@ def reference(case: Calibrated, form: Form, name: str, x: Array) -> Array:
     w = np.moveaxis(parts.reshape(6, 64), 1, form.summed)
     if precision.activations.name != "float32":
         (site,) = [s for s in case.space.sites if not s.is_weight]
-        scale = case.scales[site.name, precision.activations.name]
-        x = fake_quantize(x, scale, precision.activations)
+        taken = site.effective(precision.activations)
+        x = fake_quantize(x, case.scales[site.name, taken.name], taken)
     return form.output(x, w)
 
 

@@ -246,19 +246,22 @@ def quantizers(graph: ir.Model) -> list[ir.Node]:
 
 
 @EVERY
-def test_a_zero_point_is_spelled_out_for_8_bits_and_left_out_otherwise(fmt: Format) -> None:
+def test_a_zero_point_is_spelled_out_for_8_bits_and_where_it_is_not_0(fmt: Format) -> None:
     prepared = calibrated_case("residual")
     graph = prepared.emitted(prepared.space.uniform(PRECISIONS[fmt.name]))
     found = quantizers(graph)
     computed = isinstance(fmt, IntFormat) or fmt.name in ("e4m3", "e5m2")
     assert bool(found) == computed
     for node in found:
-        if isinstance(fmt, IntFormat) and fmt.bits <= 8:
-            assert len(node.inputs) == 3
+        if len(node.inputs) == 3:
+            assert isinstance(fmt, IntFormat)
             assert node.inputs[2] is not None
-            assert node.inputs[2].dtype in (ir.DataType.INT8, ir.DataType.UINT8)
+            types = (ir.DataType.INT8, ir.DataType.UINT8)
+            assert node.inputs[2].dtype in (types if fmt.bits <= 8 else (ir.DataType.UINT16,))
             assert "output_dtype" not in node.attributes
+            assert fmt.bits <= 8 or initializer(graph, str(node.inputs[2].name)) > 0
         else:
+            assert not isinstance(fmt, IntFormat) or fmt.bits > 8
             assert len(node.inputs) == 2
             assert node.attributes.get_int("output_dtype", 0) != 0
         (reader,) = node.outputs[0].consumers()

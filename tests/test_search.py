@@ -427,8 +427,8 @@ def test_an_assignment_that_does_not_fit_is_refused(
 
 def test_a_search_that_ends_too_early_says_so() -> None:
     recorder = Recorder()
-    budget = Budget(BudgetKind.BITS, 2.2)
-    config = replace(QUICK, space="int2,int3,int4", budget=budget, freeze=0.75)
+    budget = Budget(BudgetKind.BITS, 2.1)
+    config = replace(QUICK, space="int2,int3", budget=budget, freeze=0.75)
     result = search(DIGITS, digits(), config, progress=recorder)
     assert result.convergence is not None
     assert not result.convergence.converged

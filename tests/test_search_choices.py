@@ -28,6 +28,7 @@ CONFIG = SearchConfig(
     space="int2,int4,int8",
     separate=False,
     steps=12,
+    seed=1,
     batch_size=16,
     held_out_batch=32,
     draws=4,
