@@ -275,7 +275,7 @@ def print_inspection(found: "Inspection") -> None:
     macs = sum(layer.macs for layer in found.layers)
     console.print(
         f"\n{len(found.layers)} layers, {_quantity(params)} weights, {_quantity(macs)} MACs a"
-        f" sample; target {found.target.name} searches {', '.join(found.precisions)}",
+        f" sample; target {found.target.name} searches {found.searched}",
         markup=False,
         soft_wrap=True,
     )

@@ -31,6 +31,7 @@ from onnx_fliqs.legality import check_pairs
 from onnx_fliqs.model import load_model
 from onnx_fliqs.objective import Objective, choose_objective, quality
 from onnx_fliqs.passes.canonicalise import canonicalise
+from onnx_fliqs.precision import in_words, parse_precision
 from onnx_fliqs.prepare import (
     Prepared,
     calibrate,
@@ -81,6 +82,11 @@ class Inspection:
     opset: int | None
     """Of the standard operators, in the file."""
     warnings: tuple[str, ...]
+
+    @property
+    def searched(self) -> str:
+        """The search space in words."""
+        return in_words([parse_precision(name) for name in self.precisions])
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON (schema 1)."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from onnx_fliqs.errors import ConfigError, InfeasibleError
 from onnx_fliqs.formats import Format
-from onnx_fliqs.precision import Precision, PrecisionMap
+from onnx_fliqs.precision import Precision, PrecisionMap, in_words
 from onnx_fliqs.sites import Layer, SearchSpace
 
 __all__ = [
@@ -210,7 +210,8 @@ def rounded_up(value: float) -> str:
 
 
 def _names(precisions: Sequence[Precision]) -> str:
-    names = [precision.name for precision in precisions]
-    if len(names) > _MOST_NAMES:
-        return f"{names[0]} to {names[-1]} ({len(names)} precisions)"
-    return ", ".join(names)
+    words = in_words(precisions)
+    if words.count(",") >= _MOST_NAMES:
+        first, last = precisions[0].name, precisions[-1].name
+        return f"{first} to {last} ({len(precisions)} precisions)"
+    return words

@@ -26,7 +26,7 @@ from onnx_fliqs.legality import legal_precisions
 from onnx_fliqs.passes.lower_contrib_operators import why_contrib_stays
 from onnx_fliqs.place_every_tensor import why_tensors_stay_float
 from onnx_fliqs.place_sites import place_sites
-from onnx_fliqs.precision import Precision
+from onnx_fliqs.precision import Precision, in_words
 from onnx_fliqs.rules import Rule, Ruled, apply_rules, named
 from onnx_fliqs.signs import mark_unsigned
 from onnx_fliqs.sites import Layer, SearchSpace, Skipped
@@ -212,13 +212,13 @@ def _legal(
         distinct=distinct and not ruled.tied,
     )
     offered = sorted({*precisions, *ruled.choices}, key=lambda precision: precision.order)
-    names = ", ".join(p.name for p in offered if p.name != "float32")
+    names = in_words([p for p in offered if p.name != "float32"])
     if names and all(precision.name == "float32" for precision in legal(offered)):
         reason = f"target {target.name} has no kernel for it in {names}"
         return Skipped(name=layer.name, op_type=layer.op_type, reason=reason)
     found = legal(ruled.choices)
     if not found:
-        wanted = ", ".join(precision.name for precision in ruled.choices)
+        wanted = in_words(ruled.choices)
         raise ConfigError(
             f"{ruled.by} leaves layer {layer.name!r} nothing that it may take"
             + (f": {target.name} does not run {wanted} there" if wanted else "")
@@ -280,7 +280,7 @@ def _refuse(
     left: dict[str, str] = {}
     for name in names:
         excluded = space.layer[name].excluded
-        choices = ", ".join(p.name for p in space.precisions if p.name not in excluded)
+        choices = in_words([p for p in space.precisions if p.name not in excluded])
         left.setdefault(choices, f"{name}: {choices}")
     raise ConfigError(
         f"{' and '.join(involved)} leave{'s' * (len(involved) == 1)} layers that share a"

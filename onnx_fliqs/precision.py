@@ -7,7 +7,7 @@ Names: ``int8`` (both operands), ``int4:int8`` (weights in int4, activations in 
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -21,7 +21,14 @@ from onnx_fliqs.formats import (
     parse_format,
 )
 
-__all__ = ["Precision", "PrecisionMap", "parse_precision", "parse_space", "separated"]
+__all__ = [
+    "Precision",
+    "PrecisionMap",
+    "in_words",
+    "parse_precision",
+    "parse_space",
+    "separated",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +165,17 @@ def separated(precisions: Iterable[Precision], *, left: bool = True) -> tuple[Pr
         if not _only_activations(weights, activations)
     )
     return _sorted((*given, *pairs))
+
+
+def in_words(precisions: Sequence[Precision]) -> str:
+    """For people: formats of which every pair is among the precisions are named once."""
+    tied = tuple(p for p in precisions if p.tied and not is_passthrough(p.weights))
+    product = separated(tied)
+    if len(tied) < 2 or not set(product) <= set(precisions):
+        return ", ".join(precision.name for precision in precisions)
+    others = [p.name for p in precisions if p not in product]
+    names = ", ".join(precision.name for precision in tied)
+    return ", ".join([f"{names} (weights and activations apart)", *others])
 
 
 def _sorted(precisions: Iterable[Precision]) -> tuple[Precision, ...]:

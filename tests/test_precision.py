@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 
 from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.formats import FORMATS, SPACES, IntFormat
-from onnx_fliqs.precision import Precision, parse_precision, parse_space, separated
+from onnx_fliqs.precision import (
+    Precision,
+    in_words,
+    parse_precision,
+    parse_space,
+    separated,
+)
 from support import PRECISIONS, SEARCHED
 
 SIGNED = [n for n, fmt in FORMATS.items() if not isinstance(fmt, IntFormat) or fmt.signed]
@@ -218,6 +224,28 @@ def test_formats_that_leave_a_tensor_may_stay_without_pairs() -> None:
     found = separated(parse_space("int4,int8,bf16,float32"), left=False)
     names = [precision.name for precision in found]
     assert names == ["int4", "int4:int8", "int8:int4", "int8", "bf16", "float32"]
+
+
+@pytest.mark.parametrize(
+    ("text", "apart", "words"),
+    [
+        ("int4,int8", False, "int4, int8"),
+        ("int4,int8", True, "int4, int8 (weights and activations apart)"),
+        ("int8,float32", True, "int8, float32"),
+        ("int4,int8,bf16", True, "int4, int8 (weights and activations apart), bf16"),
+        ("int4,int8,int4:int8", False, "int4, int4:int8, int8"),
+        (
+            "int4,int8:int16,int8",
+            True,
+            "int4, int8 (weights and activations apart), int8:int16",
+        ),
+    ],
+)
+def test_formats_of_which_every_pair_is_searched_are_named_once(
+    text: str, apart: bool, words: str
+) -> None:
+    space = parse_space(text)
+    assert in_words(separated(space, left=False) if apart else space) == words
 
 
 @pytest.mark.parametrize("name", SPACES)
