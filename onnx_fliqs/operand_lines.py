@@ -19,7 +19,7 @@ class OperandLine:
     """Choices among which an operand is in every one of its formats."""
 
     choices: tuple[int, ...]
-    """The least precise first; all that is left alone is in one format."""
+    """The least precise first; the other operand is in one format, or neither is quantized."""
     positions: tuple[int, ...]
     """For each choice of the decision, which of ``choices`` has the operand in its format."""
     operands: tuple[int, ...]
@@ -62,6 +62,11 @@ def _line(own: Sequence[Format], other: Sequence[Format], operand: int) -> Opera
             for choice, (fmt, its_other) in enumerate(zip(own, other, strict=True))
             if its_other == beside
         }
+        if len(found) > 1:
+            # What leaves both operands alone is the precise end of either line.
+            for choice, pair in enumerate(zip(own, other, strict=True)):
+                if pair[0] == pair[1] and is_passthrough(pair[0]):
+                    found.setdefault(pair[0], choice)
         if found.keys() == set(own):
             place = {fmt: position for position, fmt in enumerate(found)}
             positions = tuple(place[fmt] for fmt in own)

@@ -35,3 +35,15 @@ def test_apart_each_line_has_every_format_of_its_operand_once(names: list[str]) 
         bits = [fmt.bits for fmt in own]
         assert bits == sorted(bits)
     assert [line.of_weights for line in lines] == [True, False]
+
+
+def test_what_leaves_both_operands_alone_ends_both_lines() -> None:
+    choices = separated(parse_space("int4,int8,bf16,float32"), left=False)
+    weights, activations = operand_lines(choices)
+    names = [precision.name for precision in choices]
+    assert [names[c] for c in weights.choices] == ["int4:int8", "int8", "bf16", "float32"]
+    assert [names[c] for c in activations.choices] == ["int8:int4", "int8", "bf16", "float32"]
+    for line, operand in ((weights, "weights"), (activations, "activations")):
+        for precision, position in zip(choices, line.positions, strict=True):
+            taken = choices[line.choices[position]]
+            assert getattr(taken, operand) == getattr(precision, operand)
