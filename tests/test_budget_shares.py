@@ -323,7 +323,8 @@ def test_reinforce_meets_both_budgets() -> None:
 
 
 def test_a_budget_that_is_slack_changes_nothing() -> None:
-    # Of formats apart some differ by less than the integer program's tolerance, a millionth.
+    # A refinement looks at the next cheaper and dearer choice by the sum over the budgets. Of
+    # pairs, which cost bits and bytes unlike, a slack budget may make others the next.
     config, bits = replace(QUICK, separate=False), Budget(BudgetKind.BITS, 5.5)
     alone = search(network(), samples(), replace(config, budget=bits))
     beside = search(
