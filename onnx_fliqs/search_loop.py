@@ -181,7 +181,10 @@ class _Run:
         self._space = space
         self._schedule = Schedule.of(config)
         self._costs, self._borders = setup.costs, setup.borders
-        self._lines = [operand_lines(choices) for choices in space.choices]
+        self._lines = [
+            operand_lines(choices, rows)
+            for choices, rows in zip(space.choices, setup.distortions, strict=True)
+        ]
         self._uniform = uniform([len(row) for row in self._costs])
         self._parts = _part_sizes(setup)
         learned = learned_thresholds(self._space) if config.threshold_rate > 0 else ()
@@ -393,7 +396,8 @@ class _Run:
             # The space has no other choices.
             return (0,) * len(costs)
         if strategy is Strategy.UNIFORM:
-            return uniform_choices(costs, self._space.uniform_choices, borders)
+            levels = self._space.uniform_choices
+            return uniform_choices(costs, levels, self._setup.distortions, borders)
         if strategy is Strategy.RANDOM:
             rng = np.random.default_rng(self._setup.config.seed)
             return random_choices(costs, rng, borders)

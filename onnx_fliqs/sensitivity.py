@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_fliqs.controller import Choices, Row
-from onnx_fliqs.operand_lines import OperandLine
+from onnx_fliqs.operand_lines import OperandLine, references
 from onnx_fliqs.strategies import finite, single_changes
 
 __all__ = ["measure_sensitivity", "measured_choices"]
@@ -45,8 +45,8 @@ class _Measured:
 def measured_choices(lines: Sequence[OperandLine]) -> tuple[tuple[int, ...], ...]:
     """Which choices of a decision are measured, along each of its lines.
 
-    At most six, or four where weights and activations are chosen apart: the least precise
-    among them, but not the most precise, which is what they are measured against.
+    At most six, or four where weights and activations are chosen apart: the most distorting
+    among them, but not the reference, which is what they are measured against.
     """
     result = []
     for line in lines:
@@ -83,9 +83,8 @@ def measure_sensitivity(
         A loss that is not finite counts as the largest that is.
     """
     measured = [measured_choices(own) for own in lines]
-    start = tuple(len(own[0].positions) - 1 for own in lines)
     changed = [[choice for along in own for choice in along] for own in measured]
-    found = finite(losses(single_changes(start, changed)))
+    found = finite(losses(single_changes(references(lines), changed)))
     growth = iter(np.maximum(found[1:] - found[0], 0.0))
     known = [
         [_known(line, rows, along, growth) for line, along in zip(own, its, strict=True)]

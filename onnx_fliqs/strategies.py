@@ -3,8 +3,9 @@
 The baselines choose before training, from what is known of the float model, and then train the
 assignment for all of the steps: the same step, data, thresholds and emission as the search.
 Two of them need the *damage* of each choice: how much the loss on held-out samples
-grows when that decision alone leaves the format that is most precise. Where formats of weights
-and of activations are chosen apart, it is the sum of what each operand adds alone.
+grows when that decision alone leaves its reference, the choice that distorts it least. Where
+formats of weights and of activations are chosen apart, it is the sum of what each operand adds
+alone.
 """
 
 import enum
@@ -17,7 +18,7 @@ from onnx_fliqs.borders import Border, shares, spent
 from onnx_fliqs.controller import Choices, Row
 from onnx_fliqs.cost import CostTable
 from onnx_fliqs.errors import InfeasibleError
-from onnx_fliqs.operand_lines import OperandLine
+from onnx_fliqs.operand_lines import OperandLine, references
 from onnx_fliqs.projection import project
 
 __all__ = [
@@ -25,7 +26,6 @@ __all__ = [
     "finite",
     "greedy_choices",
     "measure_damage",
-    "most_precise",
     "program_choices",
     "random_choices",
     "single_changes",
@@ -48,14 +48,6 @@ class Strategy(enum.Enum):
     """Any assignment that spends the budget."""
     FIXED = "fixed"
     """The one that is given: nothing is chosen, so there is no budget."""
-
-
-def most_precise(costs: CostTable) -> Choices:
-    """The assignment of the most precise formats.
-
-    Choices are ordered by the bits of a product, so it is the last of each decision.
-    """
-    return tuple(len(row) - 1 for row in costs)
 
 
 def single_changes(start: Choices, others: Sequence[Iterable[int]]) -> list[Choices]:
@@ -97,12 +89,12 @@ def measure_damage(
         losses: Scores assignments on the same samples.
 
     Returns:
-        For each decision, the damage of its choices: never negative, 0 for the most precise,
+        For each decision, the damage of its choices: never negative, 0 for the reference,
         and, since noise is no merit, never less than that of a more precise choice. A loss
         that is not finite counts as the largest that is.
     """
     lower = [[choice for line in own for choice in line.choices[:-1]] for own in lines]
-    found = finite(losses(single_changes(most_precise(costs), lower)))
+    found = finite(losses(single_changes(references(lines), lower)))
     added = iter(found[1:] - found[0])
     rows = []
     for row, own, finer in zip(costs, lines, as_precise, strict=True):
@@ -145,7 +137,8 @@ def greedy_choices(
     Raises:
         InfeasibleError: Lowered as far as it helps, the formats cost more than a budget.
     """
-    chosen = [len(row) - 1 for row in costs]
+    # Of equals the last, which is the most precise.
+    chosen = [len(row) - 1 - int(np.argmin(row[::-1])) for row in damage]
     while (total := shares(costs, borders, chosen)).max() > 1 + 1e-9:
         steps = []
         for i, current in enumerate(chosen):
@@ -165,22 +158,34 @@ def greedy_choices(
 
 
 def uniform_choices(
-    costs: CostTable, levels: Sequence[Choices], borders: Sequence[Border] = ()
+    costs: CostTable,
+    levels: Sequence[Choices],
+    distortions: Sequence[npt.NDArray[np.float64]],
+    borders: Sequence[Border] = (),
 ) -> Choices:
     """The most precise uniform assignment that meets every budget.
+
+    Of those that cost the same (int8 and e5m2, say), it is the one that distorts least.
 
     Args:
         costs: Cost of each choice as a share of each budget.
         levels: The uniform assignments, the least precise first.
+        distortions: For each decision, [choices, operands].
         borders: What neighbours cost together.
 
     Raises:
         InfeasibleError: Even the cheapest costs more than the budget.
     """
-    for choices in reversed(levels):
-        if spent(costs, borders, choices) <= 1 + 1e-9:
-            return tuple(choices)
-    raise InfeasibleError("no uniform format meets the budget")
+
+    def distorts(choices: Choices) -> float:
+        return sum(float(rows[c].sum()) for rows, c in zip(distortions, choices, strict=True))
+
+    met = [tuple(choices) for choices in levels if spent(costs, borders, choices) <= 1 + 1e-9]
+    if not met:
+        raise InfeasibleError("no uniform format meets the budget")
+    cost = shares(costs, borders, met[-1])
+    alike = [c for c in met if np.allclose(shares(costs, borders, c), cost, rtol=1e-9, atol=0)]
+    return min(reversed(alike), key=distorts)
 
 
 def random_choices(

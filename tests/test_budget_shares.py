@@ -144,7 +144,11 @@ def test_every_baseline_meets_both_budgets(
     damage = tuple(np.sort(rng.random(3))[::-1] for _ in layers)
     for chosen in (
         greedy_choices(table, damage),
-        uniform_choices(table, [(level,) * len(layers) for level in range(3)]),
+        uniform_choices(
+            table,
+            [(level,) * len(layers) for level in range(3)],
+            [np.arange(3.0)[::-1, None]] * len(layers),
+        ),
         random_choices(table, rng),
     ):
         assert (shares(table, (), chosen) <= 1 + ROUNDING).all()

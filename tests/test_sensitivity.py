@@ -25,6 +25,9 @@ SIZES = (2, 3, 5)
 LINES = [one_line(size) for size in SIZES]
 DISTORTIONS = tuple(np.column_stack([4.0 ** -np.arange(size)] * 2) for size in SIZES)
 PAIRS = separated(parse_space("int2,int3,int4,int5,int6,int7,int8"))
+SIZE = np.array([(p.weights.bits, p.activations.bits) for p in PAIRS])
+PAIR_DISTORTIONS = np.where(SIZE < 8, 4.0**-SIZE, 0.0)
+APART = operand_lines(PAIRS, PAIR_DISTORTIONS)
 
 
 def _same(losses: Sequence[float], _: Sequence[Choices]) -> Sequence[float]:
@@ -115,7 +118,7 @@ def test_more_distortion_is_never_held_to_be_less_harmful(
 
 
 def test_of_formats_apart_four_of_each_operand_are_measured() -> None:
-    weights, activations = measured_choices(operand_lines(PAIRS))
+    weights, activations = measured_choices(APART)
     assert [PAIRS[c].name for c in weights] == [f"int{b}:int8" for b in (2, 4, 5, 7)]
     assert [PAIRS[c].name for c in activations] == [f"int8:int{b}" for b in (2, 4, 5, 7)]
 
@@ -123,16 +126,15 @@ def test_of_formats_apart_four_of_each_operand_are_measured() -> None:
 @pytest.mark.parametrize("weight_damage", [0.0, 0.1, 1.0])
 def test_apart_the_growth_is_that_of_both_operands(weight_damage: float) -> None:
     """As the distortion of each operand grows, and that of weights counts for less."""
-    size = np.array([(p.weights.bits, p.activations.bits) for p in PAIRS])
-    distortions = np.where(size < 8, 4.0**-size, 0.0)
-    truth = distortions @ [2.0, 3.0]
+    truth = PAIR_DISTORTIONS @ [2.0, 3.0]
     (found,) = measure_sensitivity(
-        [operand_lines(PAIRS)],
-        [distortions],
+        [APART],
+        [PAIR_DISTORTIONS],
         lambda asked: [1 + float(truth[choice]) for (choice,) in asked],
         weight_damage,
     )
-    np.testing.assert_allclose(found, distortions @ [2.0 * weight_damage, 3.0], rtol=1e-6)
+    expected = PAIR_DISTORTIONS @ [2.0 * weight_damage, 3.0]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_a_layer_that_the_network_minds_is_kept_precise_from_the_start() -> None:

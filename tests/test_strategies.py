@@ -17,7 +17,6 @@ from onnx_fliqs.projection import LEAST_SPENT
 from onnx_fliqs.strategies import (
     greedy_choices,
     measure_damage,
-    most_precise,
     program_choices,
     random_choices,
     single_changes,
@@ -29,6 +28,7 @@ Rows = tuple[npt.NDArray[np.float64], ...]
 BITS = np.array([4.0, 6.0, 8.0])
 LEVELS = [(0, 0), (1, 1), (2, 2)]
 """Of two decisions, in those bits."""
+DISTORTIONS = [4.0 ** -BITS[:, None]] * 2
 IN_A_LINE = np.triu(np.ones((3, 3), np.bool_))
 """Each choice is more precise than the one before."""
 ONE_LINE: Final = (OperandLine((0, 1, 2), (0, 1, 2), (0, 1)),)
@@ -45,7 +45,7 @@ def spent(table: Rows, choices: Sequence[int]) -> float:
 
 
 def test_single_changes_differ_in_one_decision() -> None:
-    found = single_changes(most_precise(costs([1, 1], 8)), [range(2)] * 2)
+    found = single_changes((2, 2), [range(2)] * 2)
     assert found == [(2, 2), (0, 2), (1, 2), (2, 0), (2, 1)]
 
 
@@ -87,20 +87,33 @@ def test_equal_damage_is_done_where_it_saves_most() -> None:
 
 @pytest.mark.parametrize(("budget", "expected"), [(8.0, 2), (7.9, 1), (6.0, 1), (4.0, 0)])
 def test_uniform_is_the_most_precise_that_fits(budget: float, expected: int) -> None:
-    assert uniform_choices(costs([2, 5], budget), LEVELS) == (expected, expected)
+    assert uniform_choices(costs([2, 5], budget), LEVELS, DISTORTIONS) == (expected,) * 2
 
 
 def test_uniform_takes_levels_of_decisions_with_different_choices() -> None:
     table = (np.array([0.1, 0.4]), np.array([0.05, 0.2, 0.7]))
     levels = [(0, 0), (0, 1), (1, 2)]
-    assert uniform_choices(table, levels) == (0, 1)
-    assert uniform_choices((table[0], table[1] / 2), levels) == (1, 2)
+    assert uniform_choices(table, levels, DISTORTIONS) == (0, 1)
+    assert uniform_choices((table[0], table[1] / 2), levels, DISTORTIONS) == (1, 2)
+
+
+@pytest.mark.parametrize("least", range(1, 4))
+def test_of_uniform_formats_that_cost_the_same_the_least_distorting_is_taken(
+    least: int,
+) -> None:
+    row = np.array([0.25, 1.0, 1.0, 1.0])
+    table = (0.4 * row, 0.6 * row)
+    levels = [(level, level) for level in range(4)]
+    distortions = [np.array([[0.0], *([float(i != least)] for i in range(1, 4))])] * 2
+    assert uniform_choices(table, levels, distortions) == (least, least)
+    # What it saves to be coarser is no merit.
+    assert uniform_choices((2 * table[0], 2 * table[1]), levels, distortions) == (0, 0)
 
 
 def test_what_cannot_be_met_is_refused() -> None:
     table = costs([1, 1], 3.9)
     with pytest.raises(InfeasibleError, match="uniform"):
-        uniform_choices(table, LEVELS)
+        uniform_choices(table, LEVELS, DISTORTIONS)
     with pytest.raises(InfeasibleError, match="meets the budget"):
         greedy_choices(table, (np.zeros(3), np.zeros(3)))
 
@@ -118,7 +131,9 @@ def test_every_baseline_meets_the_budget(macs: list[int], budget: float, seed: i
     for chosen in (
         program_choices(table, damage),
         greedy_choices(table, damage),
-        uniform_choices(table, [(level,) * len(macs) for level in range(3)]),
+        uniform_choices(
+            table, [(level,) * len(macs) for level in range(3)], DISTORTIONS[:1] * len(macs)
+        ),
         random_choices(table, rng),
     ):
         assert spent(table, chosen) <= 1 + 1e-9
@@ -137,7 +152,9 @@ PAIRS = separated(parse_space("int4,int6,int8"))
 AS_PRECISE = np.array([[b.as_precise_as(a) for b in PAIRS] for a in PAIRS])
 IN_ONE: Final = (OperandLine(tuple(range(len(PAIRS))), tuple(range(len(PAIRS))), (0, 1)),)
 """Pairs that are all measured."""
-APART: Final = operand_lines(PAIRS)
+APART: Final = operand_lines(
+    PAIRS, np.array([(4.0**-p.weights.bits, 4.0**-p.activations.bits) for p in PAIRS])
+)
 
 
 def pair_costs(macs: Sequence[float], budget: float) -> Rows:
@@ -183,7 +200,7 @@ def test_formats_of_as_many_bits_keep_the_damage_of_their_own() -> None:
     formats = parse_space("int4,e4m3,int8")
     finer = np.array([[b.as_precise_as(a) for b in formats] for a in formats])
     table = (np.array([0.25, 1.0, 1.0]),)
-    lines = [operand_lines(formats)]
+    lines = [operand_lines(formats, np.array([[0.1] * 2, [0.02] * 2, [0.01] * 2]))]
     (damage,) = measure_damage(table, lines, [finer], lambda _: [1.0, 1.5, 4.0])
     np.testing.assert_array_equal(damage, [3.0, 3.0, 0.0])
     assert greedy_choices((table[0] * 1.5,), (damage,)) == (0,)
