@@ -87,7 +87,7 @@ def test_lines_are_ordered_by_what_was_measured_of_the_tensors(
     (reference,) = references([lines])
     assert rows[reference].sum() == rows.sum(axis=1).min()
     for line in lines:
-        # Beside weights that stay float, activations have one format only: not the same choice.
+        # Activations have one format only beside weights that stay float: the choices differ.
         ends = rows[[line.choices[-1], reference]][:, list(line.operands)]
         assert (ends[0] == ends[1]).all()
 
