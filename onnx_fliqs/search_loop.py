@@ -55,7 +55,7 @@ from onnx_fliqs.data import Dataset, batch_indices
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.learned_thresholds import Growth, learned_thresholds
-from onnx_fliqs.operand_lines import operand_lines
+from onnx_fliqs.operand_lines import operand_lines, references
 from onnx_fliqs.prepare import make_batch, with_sites
 from onnx_fliqs.projection import project
 from onnx_fliqs.refinement import plan, refine
@@ -414,8 +414,9 @@ class _Run:
                 candidates, state.train, state.scales, _DAMAGE_BATCHES
             ),
         )
-        choose = greedy_choices if strategy is Strategy.GREEDY else program_choices
-        return choose(costs, damage, borders)
+        if strategy is Strategy.GREEDY:
+            return greedy_choices(references(self._lines), costs, damage, borders)
+        return program_choices(costs, damage, borders)
 
     def _measure(self, state: SearchState) -> tuple[SearchState, float, float]:
         """Quality and loss of the fixed assignment on the held-out samples.

@@ -126,7 +126,10 @@ def program_choices(
 
 
 def greedy_choices(
-    costs: CostTable, damage: Sequence[Row], borders: Sequence[Border] = ()
+    start: Choices,
+    costs: CostTable,
+    damage: Sequence[Row],
+    borders: Sequence[Border] = (),
 ) -> Choices:
     """Take what saves something at the least damage, step by step, until every budget is met.
 
@@ -134,11 +137,16 @@ def greedy_choices(
     budgets, of equals the one that is nearest. Where choices are in a line, that is the next
     one down.
 
+    Args:
+        start: The reference of every decision.
+        costs: Of each choice of each decision, as shares of the budgets.
+        damage: Of each choice of each decision, not negative.
+        borders: What neighbours cost together.
+
     Raises:
         InfeasibleError: Lowered as far as it helps, the formats cost more than a budget.
     """
-    # Of equals the last, which is the most precise.
-    chosen = [len(row) - 1 - int(np.argmin(row[::-1])) for row in damage]
+    chosen = list(start)
     while (total := shares(costs, borders, chosen)).max() > 1 + 1e-9:
         steps = []
         for i, current in enumerate(chosen):

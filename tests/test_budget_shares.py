@@ -42,6 +42,11 @@ Problem = tuple[Vectors, Vectors, tuple[Border, ...]]
 ROUNDING = 1e-9
 
 
+def greedy(table: Vectors, damage: Vectors) -> Choices:
+    """From the last choice of each decision."""
+    return greedy_choices(tuple(len(row) - 1 for row in table), table, damage)
+
+
 def total(rows: Vectors, choices: Choices) -> float:
     return sum(float(row[c]) for row, c in zip(rows, choices, strict=True))
 
@@ -143,7 +148,7 @@ def test_every_baseline_meets_both_budgets(
     rng = np.random.default_rng(seed)
     damage = tuple(np.sort(rng.random(3))[::-1] for _ in layers)
     for chosen in (
-        greedy_choices(table, damage),
+        greedy(table, damage),
         uniform_choices(
             table,
             [(level,) * len(layers) for level in range(3)],
@@ -158,20 +163,20 @@ def test_greed_lowers_what_the_exceeded_budget_counts() -> None:
     # The first layer has no weights: only the second can make the model smaller.
     table = two_budgets([100.0, 1.0], [0.0, 100.0], 8.0, 0.6)
     damage = (np.array([0.2, 0.1, 0.0]), np.array([9.0, 8.0, 0.0]))
-    assert greedy_choices((table[0][:, :1], table[1][:, :1]), damage) == (2, 2)
-    assert greedy_choices(table, damage) == (2, 0)
+    assert greedy((table[0][:, :1], table[1][:, :1]), damage) == (2, 2)
+    assert greedy(table, damage) == (2, 0)
 
 
 def test_greed_passes_over_steps_that_save_nothing() -> None:
     # int8:int8, then int8:int4 with weights as large, then int4:int8.
     row = np.array([0.2, 0.8, 0.8])
-    assert greedy_choices((row, row), (np.array([2.0, 1, 0]), np.array([3.0, 1, 0]))) == (0, 2)
+    assert greedy((row, row), (np.array([2.0, 1, 0]), np.array([3.0, 1, 0]))) == (0, 2)
 
 
 def test_greed_ends_where_budgets_contradict_each_other() -> None:
     row = np.array([[1.2, 0.5], [0.5, 1.2]])
     with pytest.raises(InfeasibleError, match="step by step"):
-        greedy_choices((row,), (np.array([0.1, 0.0]),))
+        greedy((row,), (np.array([0.1, 0.0]),))
 
 
 def test_one_column_is_one_budget() -> None:
@@ -182,7 +187,7 @@ def test_one_column_is_one_budget() -> None:
     told = tuple(row[:, None] for row in damage)
     config = ControllerConfig()
     assert project(damage, costs) == project(damage, columns)
-    assert greedy_choices(costs, damage) == greedy_choices(columns, damage)
+    assert greedy(costs, damage) == greedy(columns, damage)
     for first, second in (
         (Critic(costs, told, config), Critic(columns, told, config)),
         (Reinforce(costs, config), Reinforce(columns, config)),

@@ -352,6 +352,23 @@ def test_a_baseline_chooses_before_training(strategy: Strategy, tmp_path: Path) 
     assert written(resumed) == written(result)
 
 
+@pytest.mark.parametrize("strategy", [Strategy.FLIQS, Strategy.UNIFORM, Strategy.GREEDY])
+@pytest.mark.parametrize("separate", [False, True])
+def test_formats_of_as_many_bits_are_told_apart_by_what_they_do(
+    strategy: Strategy, separate: bool
+) -> None:
+    """Of as many bits, e5m2 rounds the most coarsely, but stands last in its space."""
+    budget = Budget(BudgetKind.BITS, 8.0)
+    config = replace(
+        SMALL, space="e3m4,e5m2", separate=separate, strategy=strategy, budget=budget
+    )
+    result = search(DIGITS, digits(), config)
+    found = list(result.assignment.layers.values())
+    # Refinements that see few samples take e5m2 where nothing is lost by it.
+    least = len(found) // 2 if strategy is Strategy.FLIQS else len(found)
+    assert found.count("e3m4") >= least
+
+
 def test_a_given_assignment_is_trained_in_all_steps(
     quick: SearchResult, tmp_path: Path
 ) -> None:

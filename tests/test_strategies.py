@@ -40,6 +40,11 @@ def costs(macs: Sequence[float], budget: float) -> Rows:
     return tuple(m * BITS**2 / total for m in macs)
 
 
+def greedy(table: Rows, damage: Rows) -> tuple[int, ...]:
+    """From the last choice of each decision."""
+    return greedy_choices(tuple(len(row) - 1 for row in table), table, damage)
+
+
 def spent(table: Rows, choices: Sequence[int]) -> float:
     return float(sum(row[c] for row, c in zip(table, choices, strict=True)))
 
@@ -77,12 +82,12 @@ def test_the_program_finds_the_best_within_the_budget() -> None:
 def test_greed_takes_the_harmless_steps_first() -> None:
     table = costs([1, 1, 1], 6.8)
     damage = tuple(np.array(row) for row in ([9.0, 8, 0], [0.2, 0.1, 0], [3.0, 1, 0]))
-    assert greedy_choices(table, damage) == (2, 0, 1)
+    assert greedy(table, damage) == (2, 0, 1)
 
 
 def test_equal_damage_is_done_where_it_saves_most() -> None:
     table = costs([1, 3], 7.5)
-    assert greedy_choices(table, (np.zeros(3), np.zeros(3))) == (2, 1)
+    assert greedy(table, (np.zeros(3), np.zeros(3))) == (2, 1)
 
 
 @pytest.mark.parametrize(("budget", "expected"), [(8.0, 2), (7.9, 1), (6.0, 1), (4.0, 0)])
@@ -115,7 +120,7 @@ def test_what_cannot_be_met_is_refused() -> None:
     with pytest.raises(InfeasibleError, match="uniform"):
         uniform_choices(table, LEVELS, DISTORTIONS)
     with pytest.raises(InfeasibleError, match="meets the budget"):
-        greedy_choices(table, (np.zeros(3), np.zeros(3)))
+        greedy(table, (np.zeros(3), np.zeros(3)))
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
@@ -130,7 +135,7 @@ def test_every_baseline_meets_the_budget(macs: list[int], budget: float, seed: i
     damage = tuple(np.sort(rng.random(3))[::-1] for _ in macs)
     for chosen in (
         program_choices(table, damage),
-        greedy_choices(table, damage),
+        greedy(table, damage),
         uniform_choices(
             table, [(level,) * len(macs) for level in range(3)], DISTORTIONS[:1] * len(macs)
         ),
@@ -203,7 +208,15 @@ def test_formats_of_as_many_bits_keep_the_damage_of_their_own() -> None:
     lines = [operand_lines(formats, np.array([[0.1] * 2, [0.02] * 2, [0.01] * 2]))]
     (damage,) = measure_damage(table, lines, [finer], lambda _: [1.0, 1.5, 4.0])
     np.testing.assert_array_equal(damage, [3.0, 3.0, 0.0])
-    assert greedy_choices((table[0] * 1.5,), (damage,)) == (0,)
+    assert greedy((table[0] * 1.5,), (damage,)) == (0,)
+
+
+def test_greed_starts_where_it_is_told_to() -> None:
+    """The last of several that cost the same need not be the most precise."""
+    table = (np.array([0.25, 0.5, 0.5]),) * 2
+    damage = (np.zeros(3), np.array([2.0, 0.0, 1.0]))
+    assert greedy_choices((2, 1), table, damage) == (2, 1)
+    assert greedy_choices((1, 1), tuple(1.2 * row for row in table), damage) == (0, 1)
 
 
 def one_step_down(costs: Rows, damage: Rows) -> tuple[int, ...]:
@@ -232,7 +245,7 @@ def test_in_a_line_greed_takes_one_step_down_at_a_time(
     rng = np.random.default_rng(seed)
     # With ties, as damage that noise hides is 0.
     damage = tuple(np.sort([*rng.integers(0, 4, 2), 0.0])[::-1].astype(float) for _ in macs)
-    assert greedy_choices(table, damage) == one_step_down(table, damage)
+    assert greedy(table, damage) == one_step_down(table, damage)
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)
@@ -249,7 +262,7 @@ def test_greed_among_pairs_leaves_no_choice_that_is_cheaper_and_less_harmful(
     raw = [1.0, *rng.integers(0, 5, len(macs) * (len(PAIRS) - 1)).astype(float)]
     order = [AS_PRECISE] * len(macs)
     damage = measure_damage(table, [IN_ONE] * len(macs), order, lambda _: raw)
-    chosen = greedy_choices(table, damage)
+    chosen = greedy(table, damage)
     assert spent(table, chosen) <= 1 + 1e-9
     for row, harm, c in zip(table, damage, chosen, strict=True):
         assert not any(harm[a] < harm[c] and row[a] <= row[c] for a in range(len(row)))
@@ -262,12 +275,12 @@ def test_greed_keeps_the_operand_that_matters() -> None:
     )
     damage = (100 * weights + activations, weights + 100 * activations)
     damage = tuple(row - row[-1] for row in damage)
-    chosen = greedy_choices(pair_costs([1, 1], 5.7), damage)
+    chosen = greedy(pair_costs([1, 1], 5.7), damage)
     assert [PAIRS[c].name for c in chosen] == ["int8:int4", "int4:int8"]
 
 
 def test_greed_passes_formats_that_save_nothing() -> None:
     table = (np.array([0.25, 1.0, 1.0]), np.array([0.25, 1.0, 1.0]))
     damage = (np.array([2.0, 1.0, 0.0]), np.array([3.0, 1.0, 0.0]))
-    assert greedy_choices(table, damage) == (0, 0)
-    assert greedy_choices(tuple(row * 0.75 for row in table), damage) == (0, 2)
+    assert greedy(table, damage) == (0, 0)
+    assert greedy(tuple(row * 0.75 for row in table), damage) == (0, 2)
