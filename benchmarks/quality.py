@@ -12,6 +12,9 @@ same data, step, optimizer and learning rate. ::
 Runs are lines of ``runs.jsonl``; what is there is not run again, so a stopped benchmark goes
 on where it was, and several processes may fill one folder, each with runs of its own. Test
 data is read by the report alone (``quality_report.py``), when the runs are done.
+
+With ``--development MODELS``, the same on models that do not know the images which judge them,
+from the folder that ``development_models.py`` wrote. These have judged settings as well.
 """
 
 import argparse
@@ -26,7 +29,7 @@ from typing import Any, Final
 import numpy as np
 from common import provenance
 from quality_report import report
-from quality_runs import SPACES, Run, data_file, read_rows
+from quality_runs import SPACES, Run, adopt, data_file, model_file, read_rows
 from tasks import TASKS
 
 from onnx_fliqs import (
@@ -91,7 +94,7 @@ def _runs(options: argparse.Namespace) -> Iterator[Run]:
 def _execute(run: Run, folder: Path, workers: int | None) -> dict[str, Any]:
     """Search, train or emit; nothing here reads test data."""
     data = data_file(folder, run.model, "train")
-    model = TASKS[run.model].model
+    model = model_file(folder, run.model)
     if run.strategy == _PTQ:
         samples = load_npz(data, input_specs(load_model(model)))
         result = emit(model, _found(run, folder), samples.take(np.arange(_PTQ_SAMPLES)))
@@ -187,6 +190,7 @@ def _options() -> argparse.Namespace:
         action="store_true",
         help="other defaults: one budget, one space, one seed, few steps; ten minutes at most",
     )
+    parser.add_argument("--development", type=Path, metavar="MODELS")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--report", action="store_true", help="report only: nothing is run")
     what.add_argument("--runs-only", action="store_true", help="leave the report for later")
@@ -202,6 +206,8 @@ def main() -> None:
     options = _options()
     options.folder.mkdir(parents=True, exist_ok=True)
     left_out = 0
+    if options.development:
+        adopt(options.development, options.folder)
     if not options.report:
         left_out = _run_all(list(_runs(options)), options.folder, options.workers)
     if not options.runs_only:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from common import provenance
 from quality_cells import Cell, Cells, Key, cells_of, uniform_cells
 from quality_plot import plot
-from quality_runs import SPACES, Row, Run, data_file, read_rows
+from quality_runs import SPACES, Row, Run, data_file, model_file, read_rows
 from tasks import TASKS
 
 from onnx_fliqs import evaluate
@@ -344,7 +344,8 @@ def _floats(rows: Iterable[Row], folder: Path) -> str:
     store = _Tests(folder)
     models = [name for name in TASKS if any(row["model"] == name for row in rows)]
     return "Float models: " + ", ".join(
-        f"{name} {100 * store.accuracy(name, TASKS[name].model):.2f} %" for name in models
+        f"{name} {100 * store.accuracy(name, model_file(folder, name)):.2f} %"
+        for name in models
     )
 
 

@@ -1,5 +1,6 @@
 """The grid of ``quality.py``: its search spaces, and what identifies a run."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -12,7 +13,7 @@ from tasks import TASKS
 from onnx_fliqs.formats import SPACES as NAMED
 from onnx_fliqs.model import atomic_write
 
-__all__ = ["SPACES", "Row", "Run", "Space", "data_file", "read_rows"]
+__all__ = ["SPACES", "Row", "Run", "Space", "adopt", "data_file", "model_file", "read_rows"]
 
 Row = dict[str, Any]
 """A line of ``runs.jsonl``: the fields of its Run, what was measured, and where."""
@@ -95,6 +96,25 @@ def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def adopt(models: Path, folder: Path) -> None:
+    """Link what ``development_models.py`` wrote: in this folder it stands for the tasks."""
+    for source in models.resolve().glob("*.onnx"):
+        linked = {
+            source.name: source.name,
+            f"{source.stem}.train.npz": "train.npz",
+            f"{source.stem}.test.npz": "judged.npz",
+        }
+        for name, target in linked.items():
+            with contextlib.suppress(FileExistsError):
+                (folder / name).symlink_to(models.resolve() / target)
+
+
+def model_file(folder: Path, model: str) -> Path:
+    """The float model: the folder's own, if it has adopted one."""
+    own = folder / f"{model}.onnx"
+    return own if own.exists() else TASKS[model].model
 
 
 def data_file(folder: Path, model: str, part: str) -> Path:
