@@ -93,9 +93,15 @@ def _searches(name: str, *values: Any) -> dict[str, Variant]:
     return {_title(value): Variant({name: value}) for value in values}
 
 
-def _controllers(name: str, *values: Any) -> dict[str, Variant]:
-    """Values of one field of the critic's settings."""
-    return {_title(value): Variant(controller={name: value}) for value in values}
+_ON_DRAWS: Mapping[str, Any] = {"refine": 0, "observe": 0.5, "freeze": 0.1}
+"""Weights train on draws of the critic's policy."""
+
+
+def _on_draws(name: str, *values: Any) -> dict[str, Variant]:
+    """Values of a setting that counts only where draws are scored; compare "refine", "0"."""
+    if name in ControllerConfig.__dataclass_fields__:
+        return {_title(value): Variant(_ON_DRAWS, {name: value}) for value in values}
+    return {_title(value): Variant({**_ON_DRAWS, name: value}) for value in values}
 
 
 def _title(value: Any) -> str:
@@ -127,14 +133,14 @@ CHOICES: dict[str, dict[str, Variant]] = {
     "observe": _searches("observe", 0.15, 0.3, 0.5),
     "refine": {
         **_searches("refine", 1, 6),
-        "0: weights train on draws": Variant({"refine": 0, "observe": 0.5, "freeze": 0.1}),
+        "0: weights train on draws": Variant(_ON_DRAWS),
         "0, not observed either": Variant({"refine": 0, "delay": 0.2, "freeze": 0.5}),
     },
     "weight damage": _searches("weight_damage", 0.03, 0.3, 1.0),
     "freeze": _searches("freeze", 0.3, 0.9),
-    "draws": _searches("draws", 2, 8),
-    "held-out batch": _searches("held_out_batch", 16, 32, 128),
-    "temperature": _controllers("temperature", 0.05, 0.5, 1.0),
+    "draws": _on_draws("draws", 2, 8),
+    "held-out batch": _on_draws("held_out_batch", 16, 32, 128),
+    "temperature": _on_draws("temperature", 0.05, 0.5, 1.0),
     "threshold rate": _searches("threshold_rate", 0.0, 3.0, 30.0),
     "refresh": {f"{steps}": _refreshed(Statistics.RUNNING, steps) for steps in (10, 25, 50)},
     "controller": {
@@ -161,8 +167,8 @@ CHOICES: dict[str, dict[str, Variant]] = {
             )
         },
     },
-    "signal": _controllers("signal", Signal.LOSS, Signal.ACCURACY, Signal.AGREEMENT),
-    "cooling": _controllers("cooling", Schedule.COSINE, Schedule.CONSTANT),
+    "signal": _on_draws("signal", Signal.LOSS, Signal.ACCURACY, Signal.AGREEMENT),
+    "cooling": _on_draws("cooling", Schedule.COSINE, Schedule.CONSTANT),
     "thresholds": _searches(
         "thresholds", Thresholds.SHARED, Thresholds.PERCENTILE, Thresholds.MAXIMUM
     ),
@@ -182,8 +188,8 @@ CHOICES: dict[str, dict[str, Variant]] = {
         "zero point 0": Variant({"target": str(_UNSIGNED)}),
         "tied formats, zero point 0": Variant({"separate": False, "target": str(_UNSIGNED)}),
     },
-    "memory": _controllers("memory", 0.98, 0.99, 1.0),
-    "shrinkage": _controllers("shrinkage", 0.01, 1.0),
+    "memory": _on_draws("memory", 0.98, 0.99, 1.0),
+    "shrinkage": _on_draws("shrinkage", 0.01, 1.0),
 }
 """Choice → variant → what it changes; the most important choices first."""
 
@@ -221,7 +227,12 @@ class Run:
 def _runs(options: argparse.Namespace) -> Iterator[Run]:
     """The defaults first: everything is compared with them."""
     variants = [(DEFAULT, DEFAULT)]
-    variants += [(name, variant) for name in options.choices for variant in CHOICES[name]]
+    variants += [
+        (name, variant)
+        for name in options.choices
+        for variant in CHOICES[name]
+        if options.variants is None or variant in options.variants
+    ]
     for seed, (choice, variant), model in itertools.product(
         options.seeds, variants, options.models
     ):
@@ -468,6 +479,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--models", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--choices", nargs="+", choices=CHOICES, default=list(CHOICES))
+    parser.add_argument("--variants", nargs="+", help="of these choices; default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=64)

@@ -11,20 +11,30 @@ programming, in units of the uniform assignment's excess: 0 is perfect, 1 no bet
 uniform precision::
 
     python benchmarks/controllers.py --seeds 16
+    python benchmarks/controllers.py --seeds 16 --settings --updates 165 --noise 0.3
+
+``--settings`` compares the settings of both controllers instead, one changed at a time.
 """
 
 import argparse
 import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from common import provenance
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from onnx_fliqs.controller import Controller, ControllerConfig, sample, uniform
+from onnx_fliqs.controller import (
+    Controller,
+    ControllerConfig,
+    RewardForm,
+    Schedule,
+    sample,
+    uniform,
+)
 from onnx_fliqs.critic import Critic
 from onnx_fliqs.projection import project
 from onnx_fliqs.reinforce import Reinforce
@@ -35,10 +45,50 @@ _BUDGET = 5
 _DRAWS = 4
 _SPREAD = 0.7
 """Of the logarithms of the sensitivities of weights and activations within a layer."""
-_METHODS = ("critic", "critic, one sensitivity", "reinforce")
+_DELAY = 1 / 3
+"""Of the updates: draws from the uniform policy before them."""
 _SPACES = {
     "tied": [(bits, bits) for bits in _BITS],
     "separate": sorted(itertools.product(_BITS, repeat=2), key=lambda p: (p[0] * p[1], p[0])),
+}
+
+
+@dataclass(frozen=True)
+class _Contender:
+    """A controller with its settings."""
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    delay: float = _DELAY
+
+
+_METHODS = {
+    name: _Contender(name) for name in ("critic", "critic, one sensitivity", "reinforce")
+}
+
+
+def _changed(method: str, name: str, *values: Any) -> dict[str, _Contender]:
+    """One setting at other values."""
+    return {
+        f"{method}, {name} {getattr(value, 'value', value)}": _Contender(method, {name: value})
+        for value in values
+    }
+
+
+_SETTINGS = {
+    "critic": _Contender("critic"),
+    "critic, no delay": _Contender("critic", delay=0),
+    **_changed("critic", "temperature", 0.05, 0.5, 1.0),
+    **_changed("critic", "cooling", Schedule.COSINE, Schedule.CONSTANT),
+    **_changed("critic", "memory", 0.98, 0.99, 1.0),
+    **_changed("critic", "shrinkage", 0.01, 1.0),
+    "reinforce": _Contender("reinforce"),
+    "reinforce, no delay": _Contender("reinforce", delay=0),
+    **_changed("reinforce", "beta", -0.1, -0.3, -3.0),
+    **_changed("reinforce", "learning_rate", 0.005, 0.02, 0.2, 0.5),
+    **_changed("reinforce", "entropy_end", 0.0, 0.1, 2.0),
+    **_changed("reinforce", "entropy_schedule", Schedule.LINEAR, Schedule.CONSTANT),
+    **_changed("reinforce", "reward", RewardForm.ONE_SIDED),
 }
 
 
@@ -86,21 +136,22 @@ def _best(problem: _Problem) -> float:
     return float(found.fun)
 
 
-def _controller(method: str, problem: _Problem) -> Controller[Any]:
-    config = ControllerConfig()
-    if method == "reinforce":
+def _controller(contender: _Contender, problem: _Problem) -> Controller[Any]:
+    config = ControllerConfig(**contender.settings)
+    if contender.method == "reinforce":
         return Reinforce(problem.costs, config)
-    if method == "critic":
+    if contender.method == "critic":
         return Critic(problem.costs, problem.told, config)
     summed = [rows.sum(axis=1, keepdims=True) for rows in problem.told]
     return Critic(problem.costs, summed, config)
 
 
-def _gap(space: str, method: str, seed: int, updates: int, delay: int, noise: float) -> float:
+def _gap(space: str, contender: _Contender, seed: int, updates: int, noise: float) -> float:
     rng = np.random.default_rng(seed)
     problem = _problem(_SPACES[space], rng)
     level = sum(float(row.mean()) for row in problem.excess)
-    controller = _controller(method, problem)
+    controller = _controller(contender, problem)
+    delay = int(contender.delay * updates)
     state = controller.initial()
     for step in range(-delay, updates):
         waiting = step < 0
@@ -128,23 +179,25 @@ def _gap(space: str, method: str, seed: int, updates: int, delay: int, noise: fl
 
 
 def main() -> None:
-    """Run all controllers on the same problems."""
+    """Run all contenders on the same problems."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--updates", nargs="+", type=int, default=[165, 400])
     parser.add_argument("--noise", nargs="+", type=float, default=[0.1, 0.3])
+    parser.add_argument("--settings", action="store_true")
     options = parser.parse_args()
-    for space, updates, noise, method in itertools.product(
-        _SPACES, options.updates, options.noise, _METHODS
+    contenders = _SETTINGS if options.settings else _METHODS
+    for space, updates, noise, name in itertools.product(
+        _SPACES, options.updates, options.noise, contenders
     ):
         gaps = [
-            _gap(space, method, seed, updates, updates // 3, noise)
+            _gap(space, contenders[name], seed, updates, noise)
             for seed in range(options.seeds)
         ]
         row = {
             "benchmark": "controllers",
             "space": space,
-            "method": method,
+            "method": name,
             "updates": updates,
             "noise": noise,
             "gap_mean": round(float(np.mean(gaps)), 3),
