@@ -486,6 +486,9 @@ def main() -> None:
     parser.add_argument("--development", type=Path, metavar="MODELS")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args()
+    known = {variant for choice in options.choices for variant in CHOICES[choice]}
+    if unknown := set(options.variants or ()) - known:
+        parser.error(f"no variants of these choices: {', '.join(sorted(unknown))}")
     options.folder.mkdir(parents=True, exist_ok=True)
     log = options.folder / "runs.jsonl"
     if not options.report:

@@ -99,16 +99,27 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def adopt(models: Path, folder: Path) -> None:
-    """Link what ``development_models.py`` wrote: in this folder it stands for the tasks."""
-    for source in models.resolve().glob("*.onnx"):
+    """Link what ``development_models.py`` wrote: in this folder it stands for the tasks.
+
+    Raises:
+        SystemExit: There are no models, or the folder has others: tasks would be judged by
+            their test data.
+    """
+    sources = list(models.resolve().glob("*.onnx"))
+    if not sources:
+        raise SystemExit(f"{models}: no models; write them with development_models.py")
+    for source in sources:
         linked = {
-            source.name: source.name,
-            f"{source.stem}.train.npz": "train.npz",
-            f"{source.stem}.test.npz": "judged.npz",
+            source.name: source,
+            f"{source.stem}.train.npz": source.with_name("train.npz"),
+            f"{source.stem}.test.npz": source.with_name("judged.npz"),
         }
         for name, target in linked.items():
+            # Another process may have linked it.
             with contextlib.suppress(FileExistsError):
-                (folder / name).symlink_to(models.resolve() / target)
+                (folder / name).symlink_to(target)
+            if not (folder / name).samefile(target):
+                raise SystemExit(f"{folder / name}: not of {models}; take another folder")
 
 
 def model_file(folder: Path, model: str) -> Path:
