@@ -238,6 +238,7 @@ def _runs(options: argparse.Namespace) -> Iterator[Run]:
     ):
         models = str(options.development or "")
         space, bits = (DEVELOPMENT if models else WORKLOADS)[model]
+        bits = bits if options.bits is None else options.bits
         steps, batch_size = options.steps, options.batch_size
         yield Run(models, model, space, bits, choice, variant, seed, steps, batch_size)
 
@@ -481,6 +482,7 @@ def main() -> None:
     parser.add_argument("--choices", nargs="+", choices=CHOICES, default=list(CHOICES))
     parser.add_argument("--variants", nargs="+", help="of these choices; default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--bits", type=float, help="a budget in place of each model's own")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--development", type=Path, metavar="MODELS")
