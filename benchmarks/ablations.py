@@ -420,7 +420,7 @@ def _winner(cells: Cells, models: Sequence[str], choice: str) -> str:
     found = {
         name: _summary(cells, models, (choice, name), "accuracy") for name in CHOICES[choice]
     }
-    found = {name: total for name, total in found.items() if not math.isnan(total.mean)}
+    found = {name: total for name, total in found.items() if not math.isnan(total.error)}
     if not found:
         return "Winner: unknown; it takes two seeds on every model."
     name = max(found, key=lambda each: found[each].mean)
@@ -456,7 +456,9 @@ def _effort(wanted: set[tuple[Any, ...]], rows: Sequence[Mapping[str, Any]]) -> 
     times = defaultdict(list)
     for row in done.values():
         times[row["model"]].append(row["cpu_seconds"])
-    left = sum(fmean(times[key[0]]) for key in wanted - set(done) if key[0] in times)
+    model = list(Run.__dataclass_fields__).index("model")
+    missing = [key[model] for key in wanted - set(done)]
+    left = sum(fmean(times[name]) for name in missing if name in times)
     spent = sum(row["cpu_seconds"] for row in done.values())
     commits = ", ".join(
         f"{n} at {name}" for name, n in Counter(map(_commit, done.values())).items()

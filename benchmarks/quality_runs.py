@@ -31,7 +31,7 @@ class Space:
     between: tuple[str, ...] = ()
     """Further uniform formats, as baselines."""
     budgets: tuple[float, ...] = (4.28, 4.5, 5.0, 6.0)
-    """Effective bits. At 4.28, the BOPs are 1.15 times those of uniform 4-bit."""
+    """Effective bits. At 4.28, the BOPs are 1.14 times those of uniform 4-bit."""
 
     @property
     def uniform(self) -> tuple[str, ...]:

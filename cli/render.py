@@ -109,7 +109,7 @@ def print_result(result: "SearchResult") -> None:
             _quantity(layer.macs),
             f"{layer.share:.1%}",
         )
-    console.print(table)
+    console.print(table, markup=False)
     only = [(f"{x.op} {x.name}", x.weight_only) for x in result.layers if x.weight_only]
     _print_reasons(console, "weights only", only)
     frozen = [(f"{x.op} {x.name}", x.reason) for x in result.layers if x.reason]
@@ -130,7 +130,7 @@ def print_result(result: "SearchResult") -> None:
         console.print(f"budgets  {used}", markup=False, soft_wrap=True)
     if result.latency is not None:
         _print_latency(console, result.latency)
-    samples = "held-out samples" if result.steps else "the calibration samples"
+    samples = "held-out samples" if result.steps else "the given samples"
     form = ".4f" if result.metric == "r2" else ".2%"
     console.print(
         f"quality  {result.metric} on {samples}: float {result.float_quality:{form}},"
@@ -206,7 +206,7 @@ def print_latency_table(found: "LatencyTable") -> None:
             half = 0.0 if cost is None else (cost.high - cost.low) / 2
             cells.append("-" if cost is None else f"{cost.ms:+.4f} ± {half:.4f}")
         table.add_row(layer, *cells)
-    console.print(table)
+    console.print(table, markup=False)
     unit = found.float_model.ms
     for name in precisions:
         if all(name in row for row in found.layers.values()):
@@ -261,7 +261,7 @@ def print_inspection(found: "Inspection") -> None:
         table.add_row(
             layer.name, layer.op_type, _quantity(layer.params), _quantity(layer.macs), trains
         )
-    console.print(table)
+    console.print(table, markup=False)
     only = [(f"{x.op_type} {x.name}", x.weight_only) for x in found.layers if x.weight_only]
     _print_reasons(console, "weights only", only)
     frozen = [(f"{x.op_type} {x.name}", x.frozen) for x in found.layers if x.frozen]
@@ -309,7 +309,7 @@ def print_validation(found: "Validation") -> None:
         table.add_row(check.name, found.versions[check.name], "", _verdict(check))
     for runtime, reason in found.unchecked.items():
         table.add_row(runtime, "", "", f"not checked: {reason}")
-    console.print(table)
+    console.print(table, markup=False)
     if found.reference is not None:
         console.print(f"reference differs by {found.reference.rms:.3f} of the output")
     for problem in found.problems:

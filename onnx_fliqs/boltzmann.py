@@ -25,6 +25,7 @@ Matrix: TypeAlias = npt.NDArray[np.float64]
 Row: TypeAlias = npt.NDArray[np.float64]
 
 _LARGEST_MULTIPLIER: Final = 1e9
+"""For logits that differ by 1."""
 _MET: Final = 1e-9
 """How far above a budget an expected cost is within it: rounding."""
 _MOST_STEPS: Final = 50
@@ -76,8 +77,8 @@ def _within_one(logits: Matrix, cost: Matrix) -> Matrix:
     policy, expected = tilted(0.0)
     if expected <= 1:
         return policy
-    low, high = 0.0, 1.0
-    while tilted(high)[1] > 1 and high < _LARGEST_MULTIPLIER:
+    low, high, most = 0.0, 1.0, _LARGEST_MULTIPLIER * max(_spread(logits), 1.0)
+    while tilted(high)[1] > 1 and high < most:
         low, high = high, high * 2
     for _ in range(60):
         middle = (low + high) / 2
@@ -92,19 +93,25 @@ def _multipliers(logits: Matrix, costs: Matrix) -> Row:
         logits: [decisions, choices].
         costs: [budgets, decisions, choices].
     """
-    finite = np.where(np.isfinite(logits), logits, np.nan)
-    spread = float(np.max(np.nanmax(finite, axis=1) - np.nanmin(finite, axis=1)))
-    levels = max(0, math.ceil(math.log(max(spread, 1.0), _SHARPENING)))
+    levels = math.ceil(math.log(max(_spread(logits), 1.0), _SHARPENING))
     multipliers = np.zeros(len(costs))
     for level in range(levels, -1, -1):
-        multipliers = _newton(logits / _SHARPENING**level, costs, multipliers)
+        softer = logits / _SHARPENING**level
+        most = _LARGEST_MULTIPLIER * max(_spread(softer), 1.0)
+        multipliers = _newton(softer, costs, np.minimum(multipliers, most), most)
         if level:
             # Prices scale with the logits that they outweigh.
-            multipliers = np.minimum(multipliers * _SHARPENING, _LARGEST_MULTIPLIER)
+            multipliers = multipliers * _SHARPENING
     return multipliers
 
 
-def _newton(logits: Matrix, costs: Matrix, start: Row) -> Row:
+def _spread(logits: Matrix) -> float:
+    """The largest difference between two logits of a decision."""
+    finite = np.where(np.isfinite(logits), logits, np.nan)
+    return float(np.max(np.nanmax(finite, axis=1) - np.nanmin(finite, axis=1)))
+
+
+def _newton(logits: Matrix, costs: Matrix, start: Row, most: float) -> Row:
     """Minimise the dual by Newton steps on the multipliers that are free (Bertsekas 1982)."""
 
     def dual(multipliers: Row) -> tuple[float, Matrix]:
@@ -131,7 +138,7 @@ def _newton(logits: Matrix, costs: Matrix, start: Row) -> Row:
         direction[free] = -np.linalg.solve(hessian, gradient[free])
         size = 1.0
         while size > _SHORTEST_STEP:
-            tried = np.clip(multipliers + size * direction, 0.0, _LARGEST_MULTIPLIER)
+            tried = np.clip(multipliers + size * direction, 0.0, most)
             new_value, new_policy = dual(tried)
             if new_value <= value + _LEAST_DECREASE * float(gradient @ (tried - multipliers)):
                 break

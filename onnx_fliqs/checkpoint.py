@@ -20,7 +20,7 @@ _FILE: Final = "state.npz"
 _LEFT_OVERS: Final = f".{_FILE}.*.tmp"
 """What a write that was killed leaves behind."""
 _HEADER: Final = "header"
-_SCHEMA: Final = 2
+_SCHEMA: Final = 3
 
 
 class Checkpoint:

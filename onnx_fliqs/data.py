@@ -527,7 +527,9 @@ def _uniform_values(
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Divide into a training and a validation set, without a common sample.
 
-    Where each sample has one label, both have each class in the same proportion.
+    Where each sample has one label, both have each class in the same proportion. Both are
+    shuffled: files are often sorted by class, and the first samples of either part are looked
+    at alone.
 
     Args:
         dataset: What to divide. A single sample becomes both sets.
@@ -541,13 +543,17 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     if total == 1:
         return dataset, dataset
     held_out = min(max(round(fraction * total), 1), total - 1)
-    shuffled = np.random.default_rng(seed).permutation(total)
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(total)
     labels = dataset.labels
     if labels is not None and labels.ndim == 1:
         # A sample's place within its class, 0..1: the lowest places of all classes together
         # are the same share of each class.
         shuffled = shuffled[np.argsort(_places(labels[shuffled]), kind="stable")]
-    train, validation = np.sort(shuffled[held_out:]), np.sort(shuffled[:held_out])
+    train, validation = (
+        rng.permutation(shuffled[held_out:]),
+        rng.permutation(shuffled[:held_out]),
+    )
     return dataset.take(train), dataset.take(validation)
 
 

@@ -50,7 +50,8 @@ def operand_lines(
         distortions: [choices, 2]: what each does to weights and to activations.
 
     Returns:
-        Where nothing is chosen apart, one line of all choices.
+        Where nothing is chosen apart, one line of all choices: of weights, where these are all
+        that changes.
     """
     weights = [precision.weights for precision in choices]
     activations = [precision.activations for precision in choices]
@@ -63,7 +64,9 @@ def operand_lines(
     if len(apart) == len(lines):
         return apart
     order = np.argsort(-(of_weights + of_activations), kind="stable")
-    return (_ordered(order.tolist(), range(len(choices)), (0, 1)),)
+    alone = len(set(activations)) == 1 or not of_activations.any()
+    operands = (0,) if alone and len(set(weights)) > 1 else (0, 1)
+    return (_ordered(order.tolist(), range(len(choices)), operands),)
 
 
 def references(lines: Sequence[Sequence[OperandLine]]) -> tuple[int, ...]:

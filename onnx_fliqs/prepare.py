@@ -164,13 +164,13 @@ def make_batch(dataset: Dataset, indices: npt.NDArray[Any]) -> Batch:
 
 
 def calibration_batches(dataset: Dataset) -> list[Batch]:
-    """At most 256 samples in batches of 32 or, if they are big, of 8."""
+    """At most 256 samples, drawn at random, in batches of 32 or, if they are big, of 8."""
     size = dataset.batch_within(_CALIBRATION_BATCH)
     count = max(1, min(_CALIBRATION_SAMPLES, len(dataset)) // size)
-    return [
-        make_batch(dataset, np.arange(i * size, (i + 1) * size) % len(dataset))
-        for i in range(count)
-    ]
+    # Not the first ones, which in many files are all of one class.
+    order = np.random.default_rng(0).permutation(len(dataset))
+    rows = order[np.arange(count * size) % len(dataset)].reshape(count, size)
+    return [make_batch(dataset, row) for row in rows]
 
 
 def calibrate(

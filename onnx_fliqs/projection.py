@@ -20,6 +20,9 @@ LEAST_SPENT: Final = 0.98
 budgets, one has to be spent."""
 _ROUNDING: Final = 1e-9
 """A budget that one assignment meets exactly must not fail by rounding."""
+_SCALE: Final = 1e3
+"""Of the costs that the solver sees. Its tolerance is absolute, a millionth: without this, it
+takes assignments that cost as much more than a budget."""
 
 
 def project(
@@ -150,7 +153,7 @@ def _optimum(
     one_each[owner, np.arange(len(owner))] = 1.0
     constraints = [
         LinearConstraint(one_each, 1, 1),
-        LinearConstraint(program.costs, least, most),
+        LinearConstraint(_SCALE * program.costs, _SCALE * least, _SCALE * most),
     ]
     if len(program.offsets):
         constraints.append(LinearConstraint(program.crossings, -program.offsets, np.inf))

@@ -4,8 +4,9 @@ The loss is not a sum over decisions, least of all at few bits, and what trainin
 longer hurts. Around one assignment, with weights that know it, the loss is close to a sum:
 each round measures what single changes do, lets the integer program recombine them within
 trust regions of several radii (how many decisions may change), and takes the best of what it
-finds if more samples confirm that it is better. This is sequential programming with a trust
-region (Nocedal & Wright, Numerical Optimization, chapter 4) on a discrete space.
+finds if more samples, which none of this has seen, confirm that it is better. This is
+sequential programming with a trust region (Nocedal & Wright, Numerical Optimization, chapter
+4) on a discrete space.
 """
 
 import math
@@ -22,11 +23,12 @@ from onnx_fliqs.cost import CostTable
 from onnx_fliqs.projection import LEAST_SPENT, project
 from onnx_fliqs.strategies import finite, single_changes
 
-__all__ = ["MOST_CHANGES", "RADII", "Effort", "plan", "refine"]
+__all__ = ["FEWEST_BATCHES", "MOST_CHANGES", "RADII", "Effort", "plan", "refine"]
 
 Matrix: TypeAlias = npt.NDArray[np.float64]
-Losses: TypeAlias = Callable[[Sequence[Choices], Sequence[int]], Matrix]
-"""Scores assignments on batches of samples, which have numbers: [batches, assignments]."""
+Losses: TypeAlias = Callable[[Sequence[Choices], Sequence[tuple[int, int]]], Matrix]
+"""Scores assignments on batches of samples, each given by the number of a round and its own in
+it: [batches, assignments]."""
 
 MOST_CHANGES: Final = 3
 """Single changes of a decision that are measured: one cheaper, one dearer, one alike."""
@@ -38,6 +40,8 @@ _HINT: Final = 1e-3
 lost, they spend what is left of the budget."""
 _CONFIRMING: Final = 8
 """Batches that confirm an improvement, for each that measures single changes."""
+FEWEST_BATCHES: Final = 2 + _CONFIRMING
+"""Without a common sample: what the smallest round takes."""
 _ERRORS: Final = 1.0
 """Standard errors by which a change has to be an improvement: it is the best of several, and
 weights that have to get used to it lose steps."""
@@ -68,7 +72,7 @@ class Effort:
         return 2 * self.batches + self.confirming
 
 
-def plan(evaluations: float, decisions: int) -> Effort:
+def plan(evaluations: float, decisions: int, available: int) -> Effort:
     """The best use of so many evaluations on a batch, in one refinement.
 
     A round on one batch comes first, then one on two, then up to three rounds, then more
@@ -78,6 +82,8 @@ def plan(evaluations: float, decisions: int) -> Effort:
         evaluations: Of one assignment on one batch, in all; some more are made where these
             are hardly any.
         decisions: Of the network.
+        available: Batches without a common sample, at least ``FEWEST_BATCHES``: what confirms
+            a change has to be news.
     """
     fixed = len(RADII) + 2 + 2 * _CONFIRMING
     whole = MOST_CHANGES * decisions + fixed
@@ -85,7 +91,8 @@ def plan(evaluations: float, decisions: int) -> Effort:
         window = max(_FEWEST_DECISIONS, int((evaluations - fixed) / MOST_CHANGES))
         return Effort(1, min(window, decisions), 1)
     rounds = min(max(1, int(evaluations / (2 * whole))), _MOST_ROUNDS)
-    return Effort(rounds, decisions, min(int(evaluations / whole / rounds), _MOST_BATCHES))
+    most = min(available // FEWEST_BATCHES, _MOST_BATCHES)
+    return Effort(rounds, decisions, min(int(evaluations / whole / rounds), most))
 
 
 def refine(
@@ -108,7 +115,7 @@ def refine(
         costs: Of each choice of each decision, as shares of the budgets.
         preferences: Which of several equally dear choices is worth a look, and which of
             equally harmful ones is taken.
-        losses: Scores assignments on numbered batches.
+        losses: Scores assignments; those of one round should have no sample in common.
         effort: How often, on how much.
         first: Number of the first round; each has batches and a window of its own.
         borders: What neighbours cost together.
@@ -122,7 +129,7 @@ def refine(
     for number in range(first, first + effort.rounds):
         begin = number * effort.decisions
         window = {(begin + i) % count for i in range(min(effort.decisions, count))}
-        numbers = range(number * effort.drawn, (number + 1) * effort.drawn)
+        drawn = [(number, batch) for batch in range(effort.drawn)]
         options = [
             _options(row, preference, choice) if decision in window else [choice]
             for decision, (row, preference, choice) in enumerate(
@@ -130,7 +137,7 @@ def refine(
             )
         ]
         changed = single_changes(current, [own[1:] for own in options])
-        measured = losses(changed, numbers[: effort.batches]).mean(axis=0)
+        measured = losses(changed, drawn[: effort.batches]).mean(axis=0)
         gains = _gains(options, _damage(options, costs, measured), preferences)
         least = min(LEAST_SPENT, spent(costs, borders, current))
         # Once a budget is spent, it stays so.
@@ -140,12 +147,12 @@ def refine(
             current,
             *(c for c in found if c != current and spent(costs, borders, c) >= least),
         ]
-        scored = losses(candidates, numbers[effort.batches : 2 * effort.batches]).mean(axis=0)
-        best = int(np.argmin(finite(scored)))
+        scored = losses(candidates, drawn[effort.batches : 2 * effort.batches]).mean(axis=0)
+        best = int(np.argmin(np.where(np.isfinite(scored), scored, math.inf)))
         loss = float(scored[0])
         improves = False
         if best > 0:
-            both = losses([current, candidates[best]], numbers[2 * effort.batches :])
+            both = losses([current, candidates[best]], drawn[2 * effort.batches :])
             improves = _improves(both)
             current = candidates[best] if improves else current
             loss = float(both[:, int(improves)].mean())

@@ -57,7 +57,7 @@ def _activation_scales(
     size = data.batch_within(EVALUATION_BATCH)
     count = max(1, min(EVALUATION_BATCH, len(data)) // size)
     values, wanted = setup.values(choices, scales), list(dict.fromkeys(names))
-    rows = np.minimum(np.arange(count * size), len(data) - 1).reshape(count, size)
+    rows = (np.arange(count * size) % len(data)).reshape(count, size)
     seen = (step.observe(train, make_batch(data, row), values, wanted) for row in rows)
     samples = sample_values(seen, count, config.seed)
     latest = activation_scales(space, samples, config.thresholds)

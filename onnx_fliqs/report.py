@@ -63,7 +63,7 @@ class SearchResult:
     metric: str
     float_quality: float
     """Of the float model, on the samples held out from the data (after an emission without a
-    search: on the calibration samples)."""
+    search: on all that were given)."""
     quantized_quality: float
     """Of the emitted graph on the same samples, run at ``optimization_level``."""
     untrained_loss: float | None

@@ -16,7 +16,7 @@ _COOLED: Final = 0.9
 """How far the critic's policy has cooled before the first step if weights train on its draws,
 as a share: it should hardly change its mind any more."""
 _EVALUATIONS: Final = 5
-"""How often the frozen phase looks for its best weights."""
+"""How often the frozen phase looks for its best weights, at most."""
 _WARM_UP: Final = 20
 _LEAST_RATE: Final = 0.05
 """The learning rate at the end, as a share of the largest."""
@@ -91,9 +91,8 @@ class Schedule:
 
     def evaluates(self, step: int) -> bool:
         """Whether the frozen weights are measured after so many steps."""
-        every = max(1, (self.steps - self.evaluations_from) // _EVALUATIONS)
-        measured = step >= self.evaluations_from and (self.steps - step) % every == 0
-        return measured and step > self.freeze
+        every = -(-(self.steps - self.evaluations_from) // _EVALUATIONS)
+        return step > self.evaluations_from and (self.steps - step) % every == 0
 
     def rate(self, step: int) -> float:
         """Learning rate: linear warm-up, then a cosine down to a twentieth."""

@@ -21,6 +21,8 @@ __all__ = ["EVALUATION_BATCH", "Scoring"]
 Outputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 EVALUATION_BATCH: Final = 64
+_ROUND: Final = 2
+"""Purpose of what a round of refinement draws."""
 _LEAST_LOSS: Final = 1e-30
 """Of which there is a logarithm."""
 
@@ -34,8 +36,7 @@ class Scoring:
         self.batches = _batches(setup.held_out, EVALUATION_BATCH)
         """All held-out samples."""
         data, config = setup.held_out, setup.config
-        self.drawn_size = data.fixed_batch or min(config.held_out_batch, len(data))
-        """Samples of a batch that is drawn."""
+        self._drawn_size = data.fixed_batch or min(config.held_out_batch, len(data))
         self.teacher = self._without_filling(step.teacher_outputs(self.batches))
         """The float model's judged outputs for all of them."""
 
@@ -59,16 +60,26 @@ class Scoring:
         """Mean divergences from the float model over the first batches."""
         return self._means(self._step.divergences, candidates, train, scales, batches)
 
-    def drawn_losses(
+    def losses_in_round(
         self,
         candidates: Sequence[Choices],
         train: TrainState,
         scales: ScaleTable,
-        numbers: Sequence[int],
+        drawn: Sequence[tuple[int, int]],
+        size: int,
     ) -> npt.NDArray[np.float64]:
-        """Losses on batches that are drawn by number: [batches, candidates]."""
+        """Losses on batches that are drawn for a round: [batches, candidates].
+
+        Args:
+            candidates: Assignments.
+            train: The weights.
+            scales: The thresholds.
+            drawn: Numbers of a round, and of a batch in it. Those of one round have no sample
+                in common.
+            size: Samples of a batch.
+        """
         values = [self._setup.values(choices, scales) for choices in candidates]
-        rows = [self._step.losses(train, self._drawn(n, 2), values) for n in numbers]
+        rows = [self._step.losses(train, self._in_round(*n, size), values) for n in drawn]
         return np.array(rows, np.float64)
 
     def scores(
@@ -82,7 +93,7 @@ class Scoring:
             scales: The thresholds.
             number: Of the batch, which is drawn.
         """
-        batch = self._drawn(number, 1)
+        batch = self._drawn(number)
         values = [self._setup.values(draw, scales) for draw in draws]
         signal = self._setup.config.controller.signal
         if signal in (Signal.LOSS, Signal.LOG_LOSS):
@@ -128,12 +139,15 @@ class Scoring:
         means = np.average(rows, axis=0, weights=[batch.size for batch in seen])
         return [float(mean) for mean in means]
 
-    def _drawn(self, number: int, stream: int) -> Batch:
-        """A batch by number; streams are independent of each other."""
+    def _drawn(self, number: int) -> Batch:
+        """A batch by number, of another stream than those that train."""
         data, seed = self._setup.held_out, self._setup.config.seed
-        return make_batch(
-            data, batch_indices(len(data), self.drawn_size, number, seed + stream)
-        )
+        return make_batch(data, batch_indices(len(data), self._drawn_size, number, seed + 1))
+
+    def _in_round(self, number: int, batch: int, size: int) -> Batch:
+        data, seed = self._setup.held_out, self._setup.config.seed
+        order = np.random.default_rng([seed, number, _ROUND]).permutation(len(data))
+        return make_batch(data, order[batch * size : (batch + 1) * size])
 
     def _without_filling(self, outputs: Outputs) -> dict[str, npt.NDArray[Any]]:
         """What the held-out samples gave, each once."""
@@ -142,9 +156,9 @@ class Scoring:
 
 
 def _batches(data: Dataset, size: int) -> list[Batch]:
-    """The whole data set; a fixed batch size is filled up with repetitions of the last."""
+    """The whole data set; a fixed batch size is filled up from its beginning."""
     size = data.fixed_batch or size
     rows = [np.arange(start, start + size) for start in range(0, len(data), size)]
     if data.fixed_batch is None:
         rows[-1] = rows[-1][rows[-1] < len(data)]
-    return [make_batch(data, np.minimum(row, len(data) - 1)) for row in rows]
+    return [make_batch(data, row % len(data)) for row in rows]

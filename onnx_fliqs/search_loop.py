@@ -64,7 +64,7 @@ from onnx_fliqs.reinforce import Reinforce
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.runtime import load_training
 from onnx_fliqs.schedule import Phase, Schedule
-from onnx_fliqs.scoring import Scoring
+from onnx_fliqs.scoring import EVALUATION_BATCH, Scoring
 from onnx_fliqs.search_setup import Setup, set_up
 from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
 from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices
@@ -277,7 +277,7 @@ class _Run:
     def _advance(self, state: SearchState) -> tuple[SearchState, Progress]:
         config, schedule, step = self._setup.config, self._schedule, state.step
         held_out = math.nan
-        if step in schedule.refinements:
+        if step in schedule.refinements and self._setup.refining_batch is not None:
             state, held_out = self._refine(state, schedule.refinements[step])
         if step == schedule.freeze:
             state = self._fix(state)
@@ -429,7 +429,7 @@ class _Run:
         # Quality is counted in samples: of several weights, it says less than the loss.
         if best is None or not math.isfinite(best.loss) or loss <= best.loss:
             weights = {name: v.numpy() for name, v in state.train.parameters.items()}
-            best = Best(value, loss, weights, state.scales)
+            best = Best(loss, weights, state.scales)
         return replace(state, best=best), value, loss
 
     def _refitted(self, state: SearchState) -> Scales:
@@ -451,8 +451,9 @@ class _Run:
         setup = self._setup
         measured = (along for own in self._lines for along in measured_choices(own))
         evaluations = 1 + sum(map(len, measured))
+        size = setup.held_out.fixed_batch or EVALUATION_BATCH
         batches = min(
-            max(1, int(self._batches_for(_MEASURED) / evaluations)), _MEASURED_BATCHES
+            max(1, int(self._batches_for(_MEASURED, size) / evaluations)), _MEASURED_BATCHES
         )
         initial = self._step.initial()
         return measure_sensitivity(
@@ -464,10 +465,10 @@ class _Run:
             setup.config.weight_damage,
         )
 
-    def _batches_for(self, share: float) -> float:
-        """Held-out batches that make up a share of the samples that the weights train on."""
+    def _batches_for(self, share: float, size: int) -> float:
+        """Batches of a size that make up a share of the samples that the weights train on."""
         config = self._setup.config
-        return share * config.steps * config.batch_size / self._scoring.drawn_size
+        return share * config.steps * config.batch_size / size
 
     # --- refinement ------------------------------------------------------------------------
 
@@ -481,16 +482,17 @@ class _Run:
         Returns:
             The state after it, and the loss on held-out samples that decided.
         """
+        size, samples = self._setup.refining_batch, len(self._setup.held_out)
         assert state.current is not None
-        effort = plan(
-            self._batches_for(_REFINED) / len(self._schedule.refinements), len(self._costs)
-        )
+        assert size is not None
+        evaluations = self._batches_for(_REFINED, size) / len(self._schedule.refinements)
+        effort = plan(evaluations, len(self._costs), samples // size)
         refined, loss = refine(
             state.current,
             self._costs,
             self._controller.preferences(state.controller),
-            lambda candidates, numbers: self._scoring.drawn_losses(
-                candidates, state.train, state.scales, numbers
+            lambda candidates, drawn: self._scoring.losses_in_round(
+                candidates, state.train, state.scales, drawn, size
             ),
             effort=effort,
             first=(number - 1) * effort.rounds,

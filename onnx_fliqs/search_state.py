@@ -23,7 +23,6 @@ Scales: TypeAlias = dict[tuple[str, str], npt.NDArray[np.float32]]
 class Best:
     """The best weights and thresholds of the fixed assignment so far."""
 
-    quality: float
     loss: float
     """Loss on the held-out samples, by which they are the best."""
     weights: Mapping[str, Array]
@@ -76,7 +75,7 @@ def to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Arra
     arrays |= {n: np.array(a, np.int64) for n, a in assignments.items() if a is not None}
     if state.best is not None:
         arrays |= {
-            "best": np.array([state.best.quality, state.best.loss]),
+            "best": np.asarray(state.best.loss),
             **{f"best_weights/{name}": a for name, a in state.best.weights.items()},
             **_scale_arrays("best_scales", state.best.scales),
         }
@@ -95,9 +94,10 @@ def from_arrays(
     """
     best = None
     if "best" in arrays:
-        value, loss = map(float, arrays["best"])
         best = Best(
-            value, loss, _below("best_weights", arrays), _scales_below("best_scales", arrays)
+            float(arrays["best"]),
+            _below("best_weights", arrays),
+            _scales_below("best_scales", arrays),
         )
     return SearchState(
         step=int(arrays["step"]),

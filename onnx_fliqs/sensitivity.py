@@ -76,7 +76,8 @@ def measure_sensitivity(
             two, the growth of a choice is the sum of that along both.
         distortions: For each decision, [choices, operands].
         losses: Scores assignments on the same samples.
-        weight_damage: By what the growth along a line of weights counts.
+        weight_damage: By what the growth along a line of weights counts, if any decision
+            chooses weights and activations apart.
 
     Returns:
         For each decision one value per choice, never negative, and more for more distortion.
@@ -91,8 +92,10 @@ def measure_sensitivity(
         for own, rows, its in zip(lines, distortions, measured, strict=True)
     ]
     slope = _slope([each for own in known for each in own])
+    # Where no decision chooses apart, there is nothing that weights would count less than.
+    counts = weight_damage if any(len(own) > 1 for own in lines) else 1.0
     return tuple(
-        np.sum([_along(each, slope, weight_damage) for each in own], axis=0) for own in known
+        np.sum([_along(each, slope, counts) for each in own], axis=0) for own in known
     )
 
 

@@ -58,6 +58,17 @@ def test_every_expected_cost_is_within_its_budget(
     assert expected(policy, costs).max() <= 1 + 1e-6
 
 
+@pytest.mark.parametrize("budgets", [1, 2])
+@pytest.mark.parametrize("seed", range(8))
+def test_sharp_logits_leave_no_tight_budget(seed: int, budgets: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = 1e7 * rng.standard_normal((12, 5))
+    bits = np.array([4.0, 5.0, 6.0, 7.0, 8.0])
+    shares = rng.lognormal(size=(budgets, 12, 1))
+    costs = list(shares * bits**2 / (16.05 * shares.sum(axis=1, keepdims=True)))
+    assert expected(within_budgets(logits, costs), costs).max() <= 1 + 1e-5
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_no_other_policy_within_the_budgets_is_better(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -102,6 +102,19 @@ def test_search_with_labels_writes_a_verified_model_and_one_json_object(model: P
     assert output.stat().st_size < model.stat().st_size / 2
 
 
+def test_names_are_printed_as_they_are(tmp_path: Path) -> None:
+    """Square brackets are no markup, not even such as would be wrong."""
+    proto, path = onnx.load(MODEL), tmp_path / "model.onnx"
+    renamed = iter(["stem[conv]/Conv", "a[/b]"])
+    for node in proto.graph.node:
+        if node.op_type == "Conv":
+            node.name = next(renamed, node.name)
+    onnx.save(proto, path)
+    for result in (run("inspect", path), run("search", path, "--data", TRAIN, *FAST)):
+        assert result.exit_code == 0, result.output
+        assert all(name in result.stdout for name in ("stem[conv]/Conv", "a[/b]"))
+
+
 def test_a_baseline_is_searched_by_its_name(model: Path) -> None:
     result = run(
         "search", model, "--data", TRAIN, "--bits", 5, "--strategy", "uniform", *FAST, "--json"

@@ -28,6 +28,7 @@ from onnx_fliqs.data import (
     synthetic,
 )
 from onnx_fliqs.errors import ConfigError, DataError, UnsupportedError
+from onnx_fliqs.prepare import calibration_batches
 
 Array = npt.NDArray[Any]
 for_all = settings(deadline=None)
@@ -603,6 +604,23 @@ def test_a_split_has_each_class_in_proportion(labels: list[int], fraction: float
     for label, count in whole.items():
         # One more or less for the class's own rounding, one for the others'.
         assert abs(part[label] - share * count) <= 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_first_samples_of_both_parts_are_of_all_classes(known: bool) -> None:
+    """Of a file that is sorted by class, too."""
+    labels = np.arange(10).repeat(200)
+    data = labelled(labels.tolist())
+    for part in split(data if known else replace(data, labels=None), 0.5, seed=0):
+        numbers = part.inputs["x"][:100, 0].astype(int)
+        assert set(labels[numbers]) == set(range(10))
+
+
+def test_calibration_sees_all_of_a_sorted_file() -> None:
+    batches = calibration_batches(labelled([0] * 1000))
+    numbers = np.concatenate([batch.inputs["x"] for batch in batches])
+    assert len(np.unique(numbers)) == 256
+    assert set((numbers // 100).astype(int).ravel()) == set(range(10))
 
 
 def test_a_split_follows_from_the_seed() -> None:

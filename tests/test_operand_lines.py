@@ -27,13 +27,28 @@ FORMATS = ("int2", "int4", "int8", "int16", "e2m1", "e4m3", "float32")
 
 
 @pytest.mark.parametrize(
-    "space", ["int8", "int-l", "fp-l", "int4:int8,int8", "int4,int8,int4:int8", "int8,float32"]
+    ("space", "of_weights"),
+    [
+        ("int8", False),
+        ("int-l", False),
+        ("fp-l", False),
+        ("int4:int8,int8", True),
+        ("int4,int8,int4:int8", False),
+        ("int8,float32", False),
+        ("int4:float32,int8:float32", True),
+    ],
 )
-def test_what_is_not_chosen_apart_is_one_line(space: str) -> None:
+def test_what_is_not_chosen_apart_is_one_line(space: str, of_weights: bool) -> None:
     choices = parse_space(space)
     (line,) = operand_lines(choices, distorted(choices))
     assert line.choices == line.positions == tuple(range(len(choices)))
-    assert not line.of_weights
+    assert line.of_weights == of_weights
+
+
+def test_of_a_layer_without_activations_weights_change_alone() -> None:
+    choices = parse_space("int-l")
+    (line,) = operand_lines(choices, distorted(choices) * (1, 0))
+    assert line.of_weights
 
 
 @given(st.lists(st.sampled_from(FORMATS), min_size=2, max_size=7, unique=True))

@@ -52,6 +52,13 @@ def problems(draw: st.DrawFn, *, feasible: bool = True) -> tuple[Vectors, Vector
     return tuple(preferences), tuple(row / budget for row in costs)
 
 
+@pytest.mark.parametrize("excess", [1e-8, 1e-7, 9e-7, 2e-6])
+def test_a_budget_is_not_exceeded_by_the_tolerance_of_the_solver(excess: float) -> None:
+    costs = (np.array([0.3, 0.5 + excess]), np.array([0.2, 0.5]))
+    preferences = (np.array([-1.0, 0.0]), np.array([-1.0, 0.0]))
+    assert project(preferences, costs, FREE) in {(0, 1), (1, 0)}
+
+
 @settings(deadline=None, max_examples=150)
 @given(problem=problems())
 def test_it_is_preferred_as_much_as_the_best_of_all_assignments(

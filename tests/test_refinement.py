@@ -33,7 +33,9 @@ class Network:
         pairs = [math.sqrt(a * b) for a, b in itertools.pairwise(own)]
         return 1 + sum(own) + self.interaction * sum(pairs)
 
-    def losses(self, candidates: Sequence[Choices], batches: Sequence[int]) -> Matrix:
+    def losses(
+        self, candidates: Sequence[Choices], batches: Sequence[tuple[int, int]]
+    ) -> Matrix:
         self.asked.append(list(candidates))
         return np.array([[self.loss(choices) for choices in candidates]] * len(batches))
 
@@ -89,7 +91,7 @@ def test_evaluations_do_not_grow_with_the_choices() -> None:
     damage = [np.sort(rng.random(count))[::-1] for _ in range(decisions)]
     sizes = []
 
-    def losses(candidates: Sequence[Choices], batches: Sequence[int]) -> Matrix:
+    def losses(candidates: Sequence[Choices], batches: Sequence[tuple[int, int]]) -> Matrix:
         sizes.append(len(candidates))
         row = [sum(r[c] for r, c in zip(damage, a, strict=True)) for a in candidates]
         return np.array([row] * len(batches))
@@ -105,7 +107,7 @@ def test_of_choices_that_cost_the_same_the_preferred_one_is_tried() -> None:
     costs = (np.array([0.5, 0.5, 0.5, 1.0]),)
     tried: list[Choices] = []
 
-    def losses(candidates: Sequence[Choices], batches: Sequence[int]) -> Matrix:
+    def losses(candidates: Sequence[Choices], batches: Sequence[tuple[int, int]]) -> Matrix:
         tried.extend(candidates)
         return np.array([[(4.0, 3.0, 2.0, 9.0)[a[0]] for a in candidates]] * len(batches))
 
@@ -130,8 +132,8 @@ def test_windows_reach_every_decision() -> None:
     network, start, effort = Network(1, 6, 0.0), (1,) * 6, Effort(3, 2, 1)
     looked_at: list[set[int]] = []
 
-    def losses(candidates: Sequence[Choices], batches: Sequence[int]) -> Matrix:
-        if batches[0] % effort.drawn == 0:
+    def losses(candidates: Sequence[Choices], batches: Sequence[tuple[int, int]]) -> Matrix:
+        if batches[0][1] == 0:
             changed = [
                 i
                 for choices in candidates
@@ -151,7 +153,7 @@ def test_a_border_counts_in_the_budget() -> None:
     costs = (np.array([0.3, 0.45]), np.array([0.3, 0.45]))
     border = Border(0, 1, (("int", "float"), ("int", "float")), 0.3)
 
-    def losses(candidates: Sequence[Choices], batches: Sequence[int]) -> Matrix:
+    def losses(candidates: Sequence[Choices], batches: Sequence[tuple[int, int]]) -> Matrix:
         row = [2.0 - 1.0 * a[0] - 0.5 * a[1] for a in candidates]
         return np.array([row] * len(batches))
 
@@ -171,7 +173,7 @@ def test_a_border_counts_in_the_budget() -> None:
 def test_losses_that_are_not_finite_are_no_improvement(bad: float) -> None:
     costs = (np.array([0.2, 0.4]), np.array([0.2, 0.4]))
 
-    def losses(candidates: Sequence[Choices], batches: Sequence[int]) -> Matrix:
+    def losses(candidates: Sequence[Choices], batches: Sequence[tuple[int, int]]) -> Matrix:
         row = [bad if a != (0, 0) else 1.0 for a in candidates]
         return np.array([row] * len(batches))
 
@@ -192,7 +194,7 @@ def test_where_nothing_is_lost_the_budget_is_spent_as_preferred() -> None:
     preferences = [np.array([-1.0, -0.5, 0.0]), np.array([-9.0, -3.0, 0.0])]
     rng = np.random.default_rng(0)
 
-    def losses(candidates: Sequence[Choices], batches: Sequence[int]) -> Matrix:
+    def losses(candidates: Sequence[Choices], batches: Sequence[tuple[int, int]]) -> Matrix:
         row = [1 - 1e-9 * rng.random() * i for i in range(len(candidates))]
         return np.array([row] * len(batches))
 
@@ -212,12 +214,12 @@ def test_where_nothing_is_lost_the_budget_is_spent_as_preferred() -> None:
     ],
 )
 def test_effort_grows_with_what_may_be_evaluated(evaluations: float, expected: Effort) -> None:
-    assert plan(evaluations, 23) == expected
+    assert plan(evaluations, 23, 999) == expected
 
 
 @given(st.floats(0, 1e5), st.integers(1, 500))
 def test_effort_is_within_what_may_be_evaluated(evaluations: float, decisions: int) -> None:
-    effort = plan(evaluations, decisions)
+    effort = plan(evaluations, decisions, 999)
     assert 1 <= effort.decisions <= decisions
     single = MOST_CHANGES * effort.decisions + 1
     used = effort.rounds * (effort.batches * (single + len(RADII) + 1) + 2 * effort.confirming)
@@ -231,7 +233,7 @@ def test_what_may_be_noise_changes_nothing(gain: float, fewest: int, most: int) 
     costs = (np.array([0.2, 0.2]),)
     rng = np.random.default_rng(0)
 
-    def losses(candidates: Sequence[Choices], batches: Sequence[int]) -> Matrix:
+    def losses(candidates: Sequence[Choices], batches: Sequence[tuple[int, int]]) -> Matrix:
         noise = 0.1 * rng.standard_normal((len(batches), len(candidates)))
         return noise + 1 - gain * np.array([a[0] for a in candidates])
 

@@ -75,7 +75,22 @@ def test_a_policy_cools_until_the_assignment_is_fixed(schedule: Schedule) -> Non
 def test_baselines_are_frozen_from_the_start() -> None:
     schedule = Schedule.of(SearchConfig(strategy=Strategy.GREEDY, steps=10))
     assert (schedule.freeze, schedule.rounds, schedule.refinements) == (0, 0, {})
-    assert [n for n in range(11) if schedule.evaluates(n)] == [6, 7, 8, 9, 10]
+    assert [n for n in range(11) if schedule.evaluates(n)] == [7, 8, 9, 10]
+
+
+@given(st.integers(1, 3000), st.floats(0, 1))
+def test_weights_are_looked_for_at_the_same_steps_by_all_strategies(
+    steps: int, freeze: float
+) -> None:
+    looks = [
+        [n for n in range(steps + 1) if Schedule.of(config).evaluates(n)]
+        for strategy in Strategy
+        if strategy is not Strategy.FIXED
+        for config in [SearchConfig(strategy=strategy, steps=steps, freeze=freeze)]
+    ]
+    assert looks == [looks[0]] * len(looks)
+    assert 1 <= len(looks[0]) <= 5
+    assert looks[0][-1] == steps
 
 
 def test_reinforce_observes_and_refines_nothing() -> None:

@@ -1,6 +1,7 @@
 """The search from end to end: budgets, the same bytes, interruptions, and refusals."""
 
 import functools
+import itertools
 import json
 import logging
 import math
@@ -37,13 +38,14 @@ from onnx_fliqs.evaluation import evaluate_model
 from onnx_fliqs.model import load_model
 from onnx_fliqs.precision import parse_precision, parse_space, separated
 from onnx_fliqs.prepare import prepare
+from onnx_fliqs.refinement import FEWEST_BATCHES
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.schedule import Phase
 from onnx_fliqs.search_loop import Progress, search
 from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.target_files import parse_target
 from onnx_fliqs.targets import TARGETS
-from onnx_fliqs.train_step import TrainState, TrainStep
+from onnx_fliqs.train_step import Batch, TrainState, TrainStep
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "examples" / "digits_cnn.onnx"
@@ -834,6 +836,52 @@ def test_a_model_with_a_fixed_batch_is_fed_nothing_else(count: int) -> None:
     result = search(model, samples(model, count), SMALL)
     assert_sound(result)
     assert [list(v.shape or ()) for v in result.model.graph.inputs] == [[4, 4]]
+
+
+def test_what_fills_up_a_fixed_batch_counts_for_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Losses are means over whole batches: not 27 of 32 of them of one sample."""
+    judged: list[Batch] = []
+    judge = TrainStep.judge
+
+    def spy(self: TrainStep, train: TrainState, batches: Any, *others: Any) -> Any:
+        judged[:] = batches
+        return judge(self, train, batches, *others)
+
+    monkeypatch.setattr(TrainStep, "judge", spy)
+    model = support.model(MLP.replace("N", "8"), weights=MLP_WEIGHTS)
+    search(model, samples(model, 90), SMALL)
+    assert [batch.size for batch in judged] == [8, 8]
+    rows = [batch.rows for batch in judged if batch.rows is not None]
+    assert sorted(np.bincount(np.concatenate(rows))) == [1, 1, *[2] * 7]
+
+
+def test_what_confirms_a_refinement_has_not_been_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The best of several changes is better on the samples that chose it by chance alone."""
+    rng, seen = np.random.default_rng(0), set()
+
+    def noise(_: TrainStep, train: TrainState, batch: Batch, values: Any) -> list[float]:
+        assert batch.rows is not None
+        seen.add(tuple(batch.rows))
+        return list(rng.random(len(values)))
+
+    monkeypatch.setattr(TrainStep, "losses", noise)
+    model = mlp()
+    search(model, samples(model, 450), replace(SMALL, refine=1))
+    assert len(seen) == FEWEST_BATCHES
+    assert len(set(itertools.chain(*seen))) == 4 * FEWEST_BATCHES
+
+
+@pytest.mark.parametrize(("count", "few"), [(90, True), (110, False)])
+def test_too_few_samples_to_refine_on_are_reported(count: int, few: bool) -> None:
+    model = mlp()
+    for config in (SMALL, replace(SMALL, refine=0), replace(SMALL, strategy=Strategy.ILP)):
+        result = search(model, samples(model, count), config)
+        warned = any("too few to tell what a change is worth" in w for w in result.warnings)
+        assert warned == (few and config is SMALL)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

@@ -21,6 +21,8 @@ def one_line(size: int) -> tuple[OperandLine]:
     return (OperandLine(tuple(range(size)), tuple(range(size)), (0, 1)),)
 
 
+Matrix = npt.NDArray[np.float64]
+
 SIZES = (2, 3, 5)
 LINES = [one_line(size) for size in SIZES]
 DISTORTIONS = tuple(np.column_stack([4.0 ** -np.arange(size)] * 2) for size in SIZES)
@@ -135,6 +137,20 @@ def test_apart_the_growth_is_that_of_both_operands(weight_damage: float) -> None
     )
     expected = PAIR_DISTORTIONS @ [2.0 * weight_damage, 3.0]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_weights_of_a_layer_without_activations_count_for_less_too() -> None:
+    """Beside layers that choose apart; where none does, for as much as anything."""
+    choices = parse_space("int2,int4,int8")
+    distortion = np.column_stack([4.0 ** -np.array([2, 4, 8]), np.zeros(3)])
+    alone = operand_lines(choices, distortion)
+
+    def measured(lines: list[Sequence[OperandLine]], rows: list[Matrix]) -> Matrix:
+        table = [row.sum(axis=1) for row in rows]
+        return measure_sensitivity(lines, rows, score(table), weight_damage=0.1)[0]
+
+    beside = measured([alone, APART], [distortion, PAIR_DISTORTIONS])
+    np.testing.assert_allclose(measured([alone], [distortion]), 10 * beside)
 
 
 def test_a_layer_that_the_network_minds_is_kept_precise_from_the_start() -> None:
