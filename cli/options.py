@@ -150,7 +150,7 @@ def json_output(function: _F) -> _F:
     )(function)
 
 
-def check_output(path: Path, *inputs: Path | None) -> None:
+def check_output(path: Path, *inputs: Path | None, what: str = "the input") -> None:
     """Refuse an output that would overwrite an input, or cannot be written, before any work.
 
     Raises:
@@ -159,7 +159,7 @@ def check_output(path: Path, *inputs: Path | None) -> None:
     """
     for source in inputs:
         if source is not None and path.resolve() == source.resolve():
-            raise ConfigError(f"the output {path} is the input: it would be overwritten")
+            raise ConfigError(f"the output {path} is {what}: it would be overwritten")
     if path.is_dir():
         raise ConfigError(f"the output {path} is a folder")
     folder = path.parent

@@ -130,6 +130,7 @@ def command(
     from onnx_fliqs.strategies import Strategy
 
     path = output or model.with_suffix(".fliqs.onnx")
+    options.check_output(path)
     chosen = path.with_suffix(".assignment.json")
     config = SearchConfig(
         target=target,
@@ -152,16 +153,18 @@ def command(
     options.check_output(path, *inputs)
     options.check_output(chosen, *inputs)
     if trained is not None:
-        options.check_output(trained, *inputs, path, chosen)
+        options.check_output(trained, *inputs)
+        options.check_output(trained, path, chosen, what="another output")
     folder = path.with_suffix(".checkpoint")
-    if not resume:
-        _set_aside(folder)
+    Checkpoint(folder, {}).check()
     try:
         with render.SearchProgress() as progress:
             result = search(
                 model, data, config, checkpoint=folder, resume=resume, progress=progress
             )
     except InterruptedSearchError as error:
+        if not folder.is_dir():
+            raise
         raise InterruptedSearchError(
             f"{error}; the same command with --resume continues (checkpoint: {folder})"
         ) from None
@@ -193,14 +196,3 @@ def _budgets(
         )
         if value is not None
     )
-
-
-def _set_aside(folder: Path) -> None:
-    """Keep the checkpoint of a stopped search that is not resumed: it may be hours of work."""
-    from onnx_fliqs.checkpoint import Checkpoint
-
-    if folder.is_dir():
-        aside = folder.with_name(f"{folder.name}.old")
-        Checkpoint(aside, {}).remove()
-        folder.rename(aside)
-        click.echo(f"note: the checkpoint of an earlier search is kept in {aside}", err=True)

@@ -22,6 +22,7 @@ from onnx_fliqs.errors import (
 from onnx_fliqs.evaluation import (
     Evaluation,
     evaluate_model,
+    not_finite,
     run_dataset,
     scored_output,
 )
@@ -239,17 +240,14 @@ def emit(
         biases = corrected_biases(shipped, prepared.space, chosen, scales, batches)
         shipped = with_weights(shipped, biases)
     emitted = emit_verified(shipped, prepared.space, chosen, scales, profile, batches[:2])
-    objective, float_quality, quantized = _qualities(
+    objective, float_quality, quantized, doubts = _qualities(
         prepared.canonical, emitted.graph, emitted.level, dataset
     )
     shipped, notes = ship(emitted.graph, profile, dataset)
     return SearchResult(
         model=shipped,
         trained=None,
-        assignment=Assignment(
-            {layer.name: chosen[layer.name].name for layer in prepared.space.layers},
-            profile.name,
-        ),
+        assignment=Assignment.of(prepared.space, chosen, profile.name),
         layers=tuple(
             replace(row, trained=False) for row in layer_reports(prepared.space, chosen)
         ),
@@ -268,14 +266,14 @@ def emit(
         entropy=None,
         convergence=None,
         strategy=None,
-        warnings=(*warnings, *objective.notes, *emitted.warnings, *notes),
+        warnings=(*warnings, *objective.notes, *emitted.warnings, *notes, *doubts),
     )
 
 
 def _qualities(
     canonical: ir.Model, graph: ir.Model, level: OptimizationLevel, dataset: Dataset
-) -> tuple[Objective, float, float]:
-    """What is judged; quality of the float model and of the graph on the calibration data."""
+) -> tuple[Objective, float, float, tuple[str, ...]]:
+    """What is judged; quality of the float model and of the graph on the data; warnings."""
     names = [judged.name for judged in judged_values(canonical)]
     reference = run_dataset(make_session(exposed(canonical, names)), dataset, names)
     watched = make_session(exposed(graph, names), level=level)
@@ -293,7 +291,7 @@ def _qualities(
         )
         for found in (reference, outputs)
     )
-    return objective, first, second
+    return objective, first, second, not_finite(reference, outputs)
 
 
 # --- evaluate and validate -----------------------------------------------------------------

@@ -20,10 +20,27 @@ _SCHEMA: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Layer name → name of its precision, and the target they were chosen for."""
+    """Layer name → name of its precision, and the target they were chosen for.
+
+    What the target leaves in float stands there as float32: another one may run it.
+    """
 
     layers: Mapping[str, str]
     target: str = "generic"
+
+    @classmethod
+    def of(cls, space: SearchSpace, chosen: PrecisionMap, target: str) -> "Assignment":
+        """Of all layers of a model, those that stay float included.
+
+        Args:
+            space: Of the model.
+            chosen: A precision for every layer of the space.
+            target: Name of the target.
+        """
+        left = {item.name: "float32" for item in space.skipped}
+        return cls(
+            left | {layer.name: chosen[layer.name].name for layer in space.layers}, target
+        )
 
     def to_json(self) -> str:
         """Serialize; the same layers in the same order always give the same text."""
@@ -73,10 +90,15 @@ class Assignment:
         Raises:
             ConfigError: The target cannot run one of them.
         """
-        found = {target.check(name) for name in self.layers.values()}
-        if all(precision.name == "float32" for precision in found):
-            # What the target has no kernel for is no layer of a search either.
-            found |= set(target.space(None))
+        names = set(self.layers.values())
+        found = {target.check(name) for name in names - {"float32"}}
+        # What the target has no kernel for is no layer of a search either, so that float32
+        # need not be one of its precisions.
+        found = found or set(target.space(None))
+        if "float32" in names and (
+            target.precisions is None or "float32" in target.precisions
+        ):
+            found.add(parse_precision("float32"))
         return tuple(sorted(found, key=lambda precision: precision.order))
 
     def precisions(self, space: SearchSpace) -> PrecisionMap:
@@ -94,7 +116,9 @@ class Assignment:
                     f"the assignment gives layer {name!r} {self.layers[name]}, but it stays"
                     f" float: {left[name]}"
                 )
-        missing, unknown = known - set(self.layers), set(self.layers) - known - set(left)
+        # For another target, more than layers may have been left in float.
+        named = {name for name, precision in self.layers.items() if precision != "float32"}
+        missing, unknown = known - set(self.layers), named - known - set(left)
         if missing or unknown:
             name = min(missing or unknown)
             raise ConfigError(
@@ -106,9 +130,11 @@ class Assignment:
             layer.name: parse_precision(self.layers[layer.name]) for layer in space.layers
         }
         for layer in space.layers:
-            if chosen[layer.name].name in layer.excluded:
+            taken = chosen[layer.name]
+            left_out = taken.name == "float32" and taken not in space.precisions
+            if taken.name in layer.excluded or left_out:
                 raise ConfigError(
-                    f"the assignment gives layer {layer.name!r} {chosen[layer.name].name},"
+                    f"the assignment gives layer {layer.name!r} {taken.name},"
                     f" which {self.target} does not run there"
                 )
         for first, *others in space.decisions:

@@ -131,7 +131,8 @@ def fit_to_activations(
     table = dict(scales)
     for site in space.sites:
         if site.is_weight and site.same_scale_as is not None:
-            for fmt in space.site_formats(site):
+            # All formats that it can take: those of the layers that read it.
+            for fmt in space.site_formats(space.site[site.same_scale_as]):
                 table[site.name, fmt.name] = scales[site.same_scale_as, fmt.name]
         if site.bias_of is None:
             continue

@@ -83,6 +83,47 @@ class Checkpoint:
             )
         return arrays
 
+    def check(self) -> None:
+        """Refuse a place where no checkpoint can be written, before any work.
+
+        Raises:
+            FliqsError: There is something else of that name.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FliqsError(
+                f"cannot make the checkpoint folder {self.folder}: there is a file"
+            )
+
+    def begin(self, resume: bool) -> tuple[str, ...]:
+        """Make room for a search, before its first step.
+
+        A checkpoint that is not continued may be hours of work: it is set aside, in place of
+        one that was set aside before.
+
+        Args:
+            resume: Whether the search continues from the checkpoint.
+
+        Returns:
+            What the user should know.
+
+        Raises:
+            FliqsError: As for :meth:`check`, or the checkpoint cannot be renamed.
+        """
+        self.check()
+        if (self.folder / _FILE).exists() == resume:
+            return ()
+        if resume:
+            return (f"there was no checkpoint in {self.folder}: the search started afresh",)
+        aside = self.folder.with_name(f"{self.folder.name}.old")
+        Checkpoint(aside, {}).remove()
+        try:
+            self.folder.rename(aside)
+        except OSError as error:
+            raise FliqsError(
+                f"cannot set the checkpoint {self.folder} aside: {error.strerror}"
+            ) from error
+        return (f"the checkpoint of an earlier search is kept in {aside}",)
+
     def remove(self) -> None:
         """Delete the checkpoint, and the folder unless it holds anything else."""
         with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ from onnx_fliqs.controller import Choices
 from onnx_fliqs.convergence import Convergence, Evidence, doubts
 from onnx_fliqs.cost import cost_of
 from onnx_fliqs.emission import Emitted, emit, ship
-from onnx_fliqs.evaluation import run_dataset
+from onnx_fliqs.evaluation import not_finite, run_dataset
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.latency_report import LatencyReport, report_latency
 from onnx_fliqs.objective import quality
@@ -78,7 +78,7 @@ def conclude(
     return SearchResult(
         model=shipped,
         trained=trained,
-        assignment=Assignment(names_chosen, setup.target.name),
+        assignment=Assignment.of(space, chosen, setup.target.name),
         layers=layer_reports(space, chosen),
         skipped=space.skipped,
         cost=cost_of(space, chosen),
@@ -102,9 +102,17 @@ def conclude(
             *emitted.warnings,
             *unmeasured,
             *notes,
+            *_lost_steps(state, setup.config.steps),
+            *not_finite(scoring.teacher, outputs),
             *convergence.warnings,
         ),
     )
+
+
+def _lost_steps(state: SearchState, steps: int) -> tuple[str, ...]:
+    if not state.lost:
+        return ()
+    return (f"{state.lost} of {steps} steps changed nothing: their gradient was not finite",)
 
 
 def _convergence(

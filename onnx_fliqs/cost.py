@@ -179,9 +179,11 @@ def check_feasible(space: SearchSpace, budget: Budget) -> None:
     table = cost_table(space, budget.kind)
     low, high = (budget.stated(space, sum(pick(row) for row in table)) for pick in (min, max))
     if budget.value < low * (1 - _ROUNDING):
+        least = rounded_up(low)
+        most = max(least, f"{high:.4g}", key=float)
         raise InfeasibleError(
             f"budget {budget} cannot be met: with {_names(space.precisions)} this model"
-            f" reaches --{budget.kind.value} {rounded_up(low)} to {high:.4g}"
+            f" reaches --{budget.kind.value} {least} to {most}"
         )
 
 

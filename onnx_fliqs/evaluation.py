@@ -22,6 +22,7 @@ __all__ = [
     "Evaluation",
     "evaluate_model",
     "feeds_of",
+    "not_finite",
     "open_session",
     "run_dataset",
     "scored_output",
@@ -89,6 +90,30 @@ def run_dataset(
             fed = len(batches) * dataset.fixed_batch if dataset.fixed_batch else len(dataset)
             joined[name] = without_filling(np.concatenate(parts), fed, len(dataset))
     return joined
+
+
+def not_finite(
+    reference: Mapping[str, Array], outputs: Mapping[str, Array]
+) -> tuple[str, ...]:
+    """Warnings of outputs that are not finite where they should be.
+
+    Args:
+        reference: What the float model gave, by name.
+        outputs: What the quantized model gave for the same samples.
+    """
+    warnings = []
+    for name, found in outputs.items():
+        wanted = reference.get(name)
+        if found.dtype.kind != "f" or wanted is None or wanted.shape != found.shape:
+            continue
+        bad = np.isfinite(np.atleast_1d(wanted)) & ~np.isfinite(np.atleast_1d(found))
+        count = int(bad.reshape(len(bad), -1).any(axis=1).sum())
+        if count:
+            warnings.append(
+                f"{name!r} of the quantized model is not finite for {count} of {len(bad)}"
+                " samples where that of the float model is"
+            )
+    return tuple(warnings)
 
 
 def without_filling(joined: Array, fed: int, samples: int) -> Array:
@@ -220,8 +245,8 @@ def scored_output(outputs: Mapping[str, Array], dataset: Dataset) -> dict[str, A
     name, scores = found
     expected = (len(dataset), *scores.shape[2:])
     if shape != expected:
-        raise DataError(
-            f"labels have the shape {list(shape)}, but output {name!r} needs {list(expected)}"
-        )
+        # The samples here may be some of those in the file.
+        own, wanted = (", ".join(["N", *map(str, found[1:])]) for found in (shape, expected))
+        raise DataError(f"labels have the shape [{own}], but output {name!r} needs [{wanted}]")
     check_labels(dataset, scores.shape[1])
     return {name: scores}

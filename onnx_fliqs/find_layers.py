@@ -215,6 +215,8 @@ def _legal(
     names = in_words([p for p in offered if p.name != "float32"])
     if names and all(precision.name == "float32" for precision in legal(offered)):
         reason = f"target {target.name} has no kernel for it in {names}"
+        if target.kernels is None:
+            reason = f"its weights do not divide into the groups of {names}"
         return Skipped(name=layer.name, op_type=layer.op_type, reason=reason)
     found = legal(ruled.choices)
     if not found:

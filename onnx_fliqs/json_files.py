@@ -17,8 +17,19 @@ def read_text(path: Path) -> str:
     """
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return found
 
 
 def json_object(text: str, source: str, kind: str, schema: int) -> dict[str, Any]:
@@ -31,10 +42,10 @@ def json_object(text: str, source: str, kind: str, schema: int) -> dict[str, Any
         schema: The number that it has to carry.
 
     Raises:
-        ConfigError: It is not JSON, or something else.
+        ConfigError: It is not JSON, or something else, or says something twice.
     """
     try:
-        content: Any = json.loads(text)
+        content: Any = json.loads(text, object_pairs_hook=_without_repetition)
     # ValueError: also a number of thousands of digits.
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source} is not JSON: {error}") from None

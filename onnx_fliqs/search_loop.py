@@ -133,7 +133,8 @@ def search(
             synthetic inputs are made up, with a warning in the result.
         config: Settings.
         checkpoint: A folder for checkpoints; None: none are written. It is left in place;
-            remove it once the result is saved.
+            remove it once the result is saved. One that is there and not continued is
+            renamed, with ``.old`` behind its name.
         resume: Continue from the folder's checkpoint, if it has one.
         progress: Called after every step, and after every round of observation.
 
@@ -155,8 +156,8 @@ def search(
     store = None
     if checkpoint is not None:
         store = Checkpoint(checkpoint, setup.identity)
-        if not resume:
-            store.remove()
+        note = store.begin(resume)
+        setup = replace(setup, warnings=(*setup.warnings, *note))
     run = _Run(setup, store)
     try:
         state = run.loop(run.begin(progress, resume), progress)
@@ -355,7 +356,9 @@ class _Run:
         if report.applied and len(report.growth):
             taken = self._space.formats_taken(self._space.assign(choices))
             scales = self._growth(scales, report.growth, taken)
-        return replace(state, train=train, scales=scales, skipped=skipped), report.loss
+        lost = state.lost + (not report.applied)
+        state = replace(state, train=train, scales=scales, skipped=skipped, lost=lost)
+        return state, report.loss
 
     def _learn(
         self, state: SearchState, policy: Policy, rng: np.random.Generator, number: int

@@ -18,7 +18,7 @@ from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import Choices, Signal
 from onnx_fliqs.cost import Budget, BudgetKind, CostTable, cost_of, default_budget
 from onnx_fliqs.data import Dataset, check_labels, input_specs, load_npz, split
-from onnx_fliqs.errors import ConfigError
+from onnx_fliqs.errors import ConfigError, DataError
 from onnx_fliqs.evaluation import run_dataset, scored_output
 from onnx_fliqs.judged import exposed, judged_values
 from onnx_fliqs.legality import check_pairs
@@ -129,13 +129,13 @@ def set_up(
             f"the formats stay as they were chosen before training: {len(held_out)} held-out"
             " samples are too few to tell what a change is worth; give more data"
         )
+    objective = _objective(prepared, train, config)
+    _check_signal(config.controller.signal, train, objective)
+    warnings += objective.notes
     prepared, scales, samples = calibrate(
         prepared, target, train, config.seed, config.thresholds
     )
     weights = weights_of(prepared.canonical, prepared.space)
-    objective = _objective(prepared, train, config)
-    _check_signal(config.controller.signal, train, objective)
-    warnings += objective.notes
     prepared = _mark_frozen(prepared, objective.outputs)
     identity = {
         "version": __version__,
@@ -225,13 +225,19 @@ def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Obje
     if labelled:
         scores = next(iter(scored_output(teacher, sample).values()))
         check_labels(train, scores.shape[1])
-    return choose_objective(
+    objective = choose_objective(
         prepared.canonical,
         teacher,
         labelled=labelled,
         distillation=config.distillation,
         loss=config.loss,
     )
+    for name in objective.outputs:
+        if not np.isfinite(teacher[name]).all():
+            raise DataError(
+                f"{name!r}, which is judged, is not finite in the float model for some samples"
+            )
+    return objective
 
 
 def _check_signal(signal: Signal, data: Dataset, objective: Objective) -> None:

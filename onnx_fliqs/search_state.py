@@ -53,6 +53,8 @@ class SearchState:
     best: Best | None = None
     skipped: int = 0
     """Steps in a row whose gradient was not finite."""
+    lost: int = 0
+    """All such steps."""
 
 
 def to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Array]:
@@ -60,6 +62,7 @@ def to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Arra
     arrays: dict[str, Array] = {
         "step": np.asarray(state.step),
         "skipped": np.asarray(state.skipped),
+        "lost": np.asarray(state.lost),
         "entropy": np.asarray(state.entropy),
         "untrained_loss": np.asarray(state.untrained_loss),
         **{f"train/{name}": array for name, array in state.train.arrays().items()},
@@ -112,6 +115,7 @@ def from_arrays(
         untrained_loss=float(arrays["untrained_loss"]),
         best=best,
         skipped=int(arrays["skipped"]),
+        lost=int(arrays["lost"]),
     )
 
 

@@ -122,7 +122,14 @@ def program_choices(
         damage: Of each choice of each decision, not negative.
         borders: What neighbours cost together.
     """
-    return project([-row for row in damage], costs, borders=borders)
+    chosen = project([-row for row in damage], costs, borders=borders)
+    if borders:
+        return chosen
+    # What costs nothing takes, of equally harmless choices, the most precise.
+    return tuple(
+        choice if row.any() else int(np.flatnonzero(harm == harm[choice])[-1])
+        for row, harm, choice in zip(costs, damage, chosen, strict=True)
+    )
 
 
 def greedy_choices(

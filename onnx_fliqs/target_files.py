@@ -57,7 +57,8 @@ def parse_target(text: str) -> Target:
             return target_from_json(path.read_text(encoding="utf-8"), text)
     # ValueError: what is no text, and names that no file can have.
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read the target {text!r}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read the target {text!r}: {reason}") from None
     raise ConfigError(
         f"unknown target {text!r}; known: {', '.join(TARGETS)}, and the path of a profile"
         f" ({_SUFFIX})"

@@ -178,7 +178,7 @@ class Target:
         Raises:
             ConfigError: The target cannot run one that was asked for.
         """
-        found = parse_space(text or self.default_space)
+        found = parse_space(self.default_space if text is None else text)
         for precision in found:
             self._check(precision)
         apart = all(precision.tied for precision in found) if separate is None else separate

@@ -30,6 +30,7 @@ from onnx_fliqs.formats import FORMATS, IntFormat
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.passes.insert_search_sites import CODES, SCALES, InsertSearchSitesPass
 from onnx_fliqs.precision import Precision, PrecisionMap, parse_precision
+from onnx_fliqs.report import SearchResult
 from onnx_fliqs.sites import ScaleTable, SearchSpace
 from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.targets import TARGETS, Activations, Target
@@ -322,6 +323,12 @@ def calibrated_case(name: str, target: str = "generic") -> Calibrated:
     from pass_models import LAYERED
 
     return calibrated(LAYERED[name].build(), target)
+
+
+def formats(result: SearchResult) -> dict[str, str]:
+    """The precision of every layer, those that stay float included."""
+    left = {item.name: "float32" for item in result.skipped}
+    return left | {layer.name: layer.format for layer in result.layers}
 
 
 def initializer(model: ir.Model, name: str) -> npt.NDArray[Any]:

@@ -482,6 +482,36 @@ def test_a_checkpoint_that_is_not_resumed_is_kept(model: Path, tmp_path: Path) -
     assert "out.checkpoint.old" in result.stderr
 
 
+def test_a_refused_command_leaves_the_checkpoint_where_it_is(
+    model: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "out.checkpoint" / "state.npz"
+    state.parent.mkdir()
+    state.write_bytes(b"precious")
+    refused(4, "search", model, "--data", TRAIN, "-o", tmp_path / "out.onnx", "--bits", 1)
+    assert state.read_bytes() == b"precious"
+
+
+def test_resuming_without_a_checkpoint_says_so(model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.onnx"
+    result = run("search", model, "--data", TRAIN, "-o", output, *FAST, "--resume")
+    assert result.exit_code == 0, result.output
+    assert "there was no checkpoint in" in result.stderr
+
+
+def test_a_file_in_the_place_of_the_checkpoint_is_noticed_first(
+    model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out.checkpoint").touch()
+    message = refused(1, "search", model, "--data", TRAIN, "-o", tmp_path / "out.onnx")
+    assert "cannot make the checkpoint folder" in message
+
+
+@pytest.mark.parametrize("output", [".", "/", ""])
+def test_an_output_without_a_name_is_refused(model: Path, output: str) -> None:
+    assert "is a folder" in refused(2, "search", model, "-o", output)
+
+
 def test_resuming_with_other_settings_is_refused(model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.onnx"
     process = started(("search", model, "--data", TRAIN, "-o", output, *LONG))

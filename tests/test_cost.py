@@ -338,6 +338,13 @@ def test_what_groups_add_is_no_part_of_a_budget_of_uniform_int8() -> None:
         check_feasible(space, Budget(BudgetKind.SIZE, 1))
 
 
+def test_a_range_of_one_number_is_not_turned_round() -> None:
+    """The least is rounded up, the most to nearest."""
+    space = space_of((1000, 256), formats="int5:int6")
+    with pytest.raises(InfeasibleError, match=r"reaches --bits 5\.478 to 5\.478$"):
+        check_feasible(space, Budget(BudgetKind.BITS, 1))
+
+
 def test_precisions_that_differ_in_groups_are_sorted_by_what_they_store() -> None:
     names = ["int4:float32", *(f"int4g{size}:float32" for size in (256, 128, 64, 32, 16))]
     space = space_of((1000, 1024), formats=" ".join(reversed(names)))

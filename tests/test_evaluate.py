@@ -198,8 +198,8 @@ def test_models_of_different_signatures_are_not_compared(other: ir.Model, named:
     ("labels", "message"),
     [
         (np.array([0, 1, 2, 3, 0]), "labels run from 0 to 3, but .* 3 classes"),
-        (np.zeros((5, 2), np.int64), r"shape \[5, 2\], but output 'y' needs \[5\]"),
-        (np.zeros((5, 1), np.int64), r"shape \[5, 1\]"),
+        (np.zeros((5, 2), np.int64), r"shape \[N, 2\], but output 'y' needs \[N\]"),
+        (np.zeros((5, 1), np.int64), r"shape \[N, 1\]"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(

@@ -20,6 +20,7 @@ import onnx_ir as ir
 import pytest
 
 import support
+from onnx_fliqs import api
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import ControllerConfig, Method
@@ -108,9 +109,7 @@ def assert_sound(result: SearchResult) -> None:
     """Valid ONNX that runs at the level it asks for, and a report that is JSON."""
     proto = ir.to_proto(result.model)
     onnx.checker.check_model(proto, full_check=True)
-    assert {layer.name: layer.format for layer in result.layers} == dict(
-        result.assignment.layers
-    )
+    assert support.formats(result) == dict(result.assignment.layers)
     text = json.dumps(result.to_dict(), allow_nan=False)
     assert json.loads(text)["schema"] == 1
 
@@ -405,6 +404,19 @@ def test_a_uniform_assignment_trains_as_the_uniform_strategy_does() -> None:
         SMALL, strategy=Strategy.FIXED, assignment=Assignment(dict(uniform.assignment.layers))
     )
     assert written(search(model, samples(model), given)) == written(uniform)
+
+
+def test_what_a_target_leaves_in_float_stays_so_for_another_one() -> None:
+    """Its assignment is also what the same search would train again."""
+    result = search(DIGITS, digits(64), replace(SMALL, steps=2, target="tensorrt"))
+    left = {item.name for item in result.skipped}
+    assert left
+    assert all(result.assignment.layers[name] == "float32" for name in left)
+    assert result.trained is not None
+    emitted = api.emit(result.trained, result.assignment, digits(64), target="generic")
+    assert emitted.assignment.layers == result.assignment.layers
+    again = replace(SMALL, steps=2, strategy=Strategy.FIXED, assignment=result.assignment)
+    assert search(DIGITS, digits(64), again).assignment == result.assignment
 
 
 def test_an_assignment_brings_its_target_and_its_float_layers() -> None:
@@ -935,8 +947,20 @@ def test_a_rare_label_out_of_range_beyond_the_first_batch_is_refused() -> None:
 def test_labels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     model = mlp()
     data = replace(samples(model), labels=np.zeros(shape, np.int64))
-    with pytest.raises(DataError, match="labels have the shape"):
+    named = ", ".join(map(str, shape[1:]))
+    with pytest.raises(DataError, match=rf"labels have the shape \[N, {named}\], .* \[N\]$"):
         search(model, data, SMALL, progress=never)
+
+
+def test_a_float_model_that_overflows_is_refused_in_one_line(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    model = mlp()
+    data = samples(model)
+    huge = replace(data, inputs={"x": np.full_like(data.inputs["x"], 3e38, np.float32)})
+    with pytest.raises(DataError, match="'y', which is judged, is not finite"):
+        search(model, huge, SMALL, progress=never)
+    assert not recwarn.list
 
 
 def test_labels_without_an_output_of_classes_are_refused() -> None:
@@ -1078,6 +1102,10 @@ def test_training_without_a_finite_gradient_is_given_up(
         search(model, data, replace(SMALL, steps=100, loss="mse"), progress=recorder)
     assert "the gradient is not finite" in caplog.text
     assert 0 < len(recorder.reports) < 100
+    short = search(model, data, replace(SMALL, steps=4, loss="mse"))
+    lost = "4 of 4 steps changed nothing: their gradient was not finite"
+    assert lost in short.warnings
+    assert any("'y' of the quantized model is not finite for" in w for w in short.warnings)
 
 
 def test_a_learning_rate_that_is_far_too_large_still_ends_in_a_sound_model() -> None:

@@ -49,6 +49,13 @@ def spent(table: Rows, choices: Sequence[int]) -> float:
     return float(sum(row[c] for row, c in zip(table, choices, strict=True)))
 
 
+def test_of_choices_that_cost_nothing_and_do_no_harm_the_last_is_taken() -> None:
+    free = np.zeros(3)
+    table = (*costs([1.0], 6.0), free, free)
+    damage = (np.array([3.0, 2.0, 1.0]), np.ones(3), np.array([2.0, 1.0, 1.0]))
+    assert program_choices(table, damage) == (1, 2, 2)
+
+
 def test_single_changes_differ_in_one_decision() -> None:
     found = single_changes((2, 2), [range(2)] * 2)
     assert found == [(2, 2), (0, 2), (1, 2), (2, 0), (2, 1)]

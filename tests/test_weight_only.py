@@ -22,6 +22,7 @@ from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.projection import project
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.search_loop import search
+from onnx_fliqs.strategies import Strategy
 
 QUICK = SearchConfig(
     space="int4,int6,int8", steps=8, batch_size=8, held_out_batch=8, draws=2, workers=1
@@ -77,6 +78,24 @@ def test_without_a_budget_of_bytes_weight_only_layers_are_as_precise_as_can_be()
     formats = words_searched().assignment.layers
     assert formats["words"] == "int8"
     assert formats["fc"] == "int4"
+
+
+def test_a_table_takes_what_the_layers_that_read_it_can_ask_for() -> None:
+    """Not every precision of the space."""
+    model = support.model(
+        """g (int64[N,3] i) => (float[N,4] y) {
+            [words] t = Gather (table, i)
+            s = Flatten (t)
+            [fc] h = MatMul (s, w)
+            [head] y = MatMul (h, v) }""",
+        weights=WORDS_WEIGHTS | {"v": (4, 4)},
+    )
+    layers = {"fc": "int8:int16", "head": "int8"}
+    assignment = Assignment(layers, "qnn")
+    given = replace(QUICK, space=None, strategy=Strategy.FIXED, assignment=assignment)
+    data = data_for(model, {"i": (3,)})
+    found = dict(search(model, data, given).assignment.layers)
+    assert {name: found[name] for name in layers} == layers
 
 
 @pytest.mark.parametrize("method", Method)
