@@ -204,7 +204,7 @@ def test_the_loss_of_the_digits_falls_at_four_bits(
     values, held_out = digits.values(name), digits.batch(512, 1)
     state = step.initial()
     before = step.losses(state, held_out, [values])[0]
-    for index in range(40):
+    for index in range(80):
         state, report = step.step(state, [digits.batch(32, index)], values, 3e-3)
         assert report.applied
     after = step.losses(state, held_out, [values])[0]
@@ -454,7 +454,7 @@ def test_the_divergence_is_that_from_the_float_model_whatever_the_loss(
         for (outputs, _), divergence in zip(scores, found, strict=True):
             shift = teacher - log_softmax(outputs["logits"].astype(np.float64), axis=1)
             expected = float(np.mean(np.sum(np.exp(teacher) * shift, axis=1)))
-            assert divergence == pytest.approx(expected, rel=0.1, abs=1e-8)
+            assert divergence == pytest.approx(expected, rel=0.1, abs=3e-8)
         assert found[0] < found[1] < found[2]
         assert step.step(state, [batch], values[2], LR)[1].applied
 
