@@ -107,8 +107,8 @@ def not_finite(
         if found.dtype.kind != "f" or wanted is None or wanted.shape != found.shape:
             continue
         bad = np.isfinite(np.atleast_1d(wanted)) & ~np.isfinite(np.atleast_1d(found))
-        count = int(bad.reshape(len(bad), -1).any(axis=1).sum())
-        if count:
+        if bad.any():
+            count = int(bad.reshape(len(bad), -1).any(axis=1).sum())
             warnings.append(
                 f"{name!r} of the quantized model is not finite for {count} of {len(bad)}"
                 " samples where that of the float model is"

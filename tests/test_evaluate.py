@@ -12,7 +12,13 @@ import support
 from onnx_fliqs.data import Dataset, input_specs, load_npz
 from onnx_fliqs.emission import LEVEL_KEY
 from onnx_fliqs.errors import ConfigError, DataError, FliqsError, UnsupportedError
-from onnx_fliqs.evaluation import evaluate_model, feeds_of, open_session, run_dataset
+from onnx_fliqs.evaluation import (
+    evaluate_model,
+    feeds_of,
+    not_finite,
+    open_session,
+    run_dataset,
+)
 from onnx_fliqs.model import load_model
 from onnx_fliqs.objective import Metric
 from onnx_fliqs.runtime import OptimizationLevel, make_session
@@ -347,3 +353,12 @@ def test_a_level_that_does_not_exist_is_refused() -> None:
     model.metadata_props[LEVEL_KEY] = "breakneck"
     with pytest.raises(FliqsError, match="breakneck"):
         evaluate_model(model, data_for(model, 5))
+
+
+def test_outputs_that_are_not_finite_are_counted_where_the_reference_is() -> None:
+    bad = np.array([[1.0, np.nan], [np.inf, 2.0], [3.0, 4.0]], np.float32)
+    reference = {"y": np.ones((3, 2), np.float32), "none": np.zeros((0, 4), np.float32)}
+    outputs = {"y": bad, "none": reference["none"], "extra": bad, "count": np.array(3)}
+    (warning,) = not_finite(reference, outputs)
+    assert warning.startswith("'y' of the quantized model is not finite for 2 of 3 samples")
+    assert not_finite({"y": bad}, {"y": bad}) == ()
