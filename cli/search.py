@@ -130,7 +130,8 @@ def command(
     from onnx_fliqs.strategies import Strategy
 
     path = output or model.with_suffix(".fliqs.onnx")
-    options.check_output(path)
+    inputs = model, data, latency_table, assignment
+    options.check_output(path, *inputs)
     chosen = path.with_suffix(".assignment.json")
     config = SearchConfig(
         target=target,
@@ -149,8 +150,6 @@ def command(
         seed=seed,
         workers=threads,
     )
-    inputs = model, data, latency_table, assignment
-    options.check_output(path, *inputs)
     options.check_output(chosen, *inputs)
     if trained is not None:
         options.check_output(trained, *inputs)

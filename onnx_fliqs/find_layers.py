@@ -216,7 +216,7 @@ def _legal(
     if names and all(precision.name == "float32" for precision in legal(offered)):
         reason = f"target {target.name} has no kernel for it in {names}"
         if target.kernels is None:
-            reason = f"its weights do not divide into the groups of {names}"
+            reason = f"its weights cannot be cut into the groups of {names}"
         return Skipped(name=layer.name, op_type=layer.op_type, reason=reason)
     found = legal(ruled.choices)
     if not found:

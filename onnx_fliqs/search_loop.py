@@ -64,7 +64,7 @@ from onnx_fliqs.reinforce import Reinforce
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.runtime import load_training
 from onnx_fliqs.schedule import Phase, Schedule
-from onnx_fliqs.scoring import EVALUATION_BATCH, Scoring
+from onnx_fliqs.scoring import Scoring
 from onnx_fliqs.search_setup import Setup, set_up
 from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
 from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices
@@ -454,7 +454,7 @@ class _Run:
         setup = self._setup
         measured = (along for own in self._lines for along in measured_choices(own))
         evaluations = 1 + sum(map(len, measured))
-        size = setup.held_out.fixed_batch or EVALUATION_BATCH
+        size = self._scoring.batches[0].size
         batches = min(
             max(1, int(self._batches_for(_MEASURED, size) / evaluations)), _MEASURED_BATCHES
         )

@@ -124,6 +124,12 @@ def test_a_file_that_is_missing_or_no_assignment_is_named(
     assert "\n" not in str(error.value)
 
 
+def test_a_layer_that_stands_there_twice_is_refused() -> None:
+    text = '{"schema": 1, "layers": {"a": "int4", "b": "int8", "a": "int8"}}'
+    with pytest.raises(ConfigError, match="'a' stands there twice"):
+        Assignment.from_json(text)
+
+
 def test_a_folder_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read"):
         Assignment.read(tmp_path)

@@ -120,6 +120,7 @@ def test_values_out_of_range_are_refused_by_name(change: dict[str, Any]) -> None
         ({"target": "toaster"}, "unknown target 'toaster'"),
         ({"space": "int-xl"}, "unknown format 'int-xl'"),
         ({"space": ","}, "the search space is empty"),
+        ({"space": ""}, "the search space is empty"),
         ({"space": "uint4"}, "uint4 cannot be searched"),
         ({"target": "ort-cpu", "space": "int4"}, "target ort-cpu cannot run int4"),
     ],

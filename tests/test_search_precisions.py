@@ -143,7 +143,7 @@ def test_groups_are_trained_and_emitted_as_blocks() -> None:
     assert result.model.opset_imports[""] == 21
     assert result.cost.weight_bytes == (32 * 48 + 48 * 20) * 6 / 8
     assert [s.name for s in result.skipped] == ["three"]
-    assert "do not divide into the groups of int4g16:float32" in result.skipped[0].reason
+    assert "cannot be cut into the groups of int4g16:float32" in result.skipped[0].reason
 
 
 def test_a_search_repeats_and_continues_with_the_same_bytes(tmp_path: Path) -> None:
