@@ -60,9 +60,11 @@ class Assignment:
                 exist or that a layer cannot take.
         """
         content = json_object(text, source, "an assignment", _SCHEMA)
-        layers, target = content.get("layers"), content.get("target", "generic")
-        if not isinstance(layers, dict) or not isinstance(target, str):
-            raise ConfigError(f"{source} needs an object `layers` and a string `target`")
+        layers, target = content.pop("layers", None), content.pop("target", "generic")
+        if not isinstance(layers, dict) or not isinstance(target, str) or content:
+            raise ConfigError(
+                f"{source} needs an object `layers`, a string `target` and nothing else"
+            )
         for name, fmt in layers.items():
             _check_precision(f"{source}: layer {name!r}", fmt)
         return cls(layers, target)

@@ -76,6 +76,7 @@ def test_a_file_without_a_target_is_for_the_generic_one() -> None:
                 {"layers": "int4"},
                 {"target": None},
                 {"target": 3},
+                {"budget": 4},
                 {"layers": {"a": 4}},
                 {"layers": {"a": None}},
                 {"layers": {"a": ["int4"]}},
