@@ -39,7 +39,8 @@ from tasks import TASKS
 
 from onnx_fliqs import Budget, BudgetKind, Dataset, Rule, SearchConfig, search
 from onnx_fliqs.controller import ControllerConfig, Method, RewardForm, Schedule, Signal
-from onnx_fliqs.data import input_specs, load_npz
+from onnx_fliqs.data import input_specs
+from onnx_fliqs.data_files import load_npz
 from onnx_fliqs.evaluation import open_session, run_dataset
 from onnx_fliqs.model import load_model
 from onnx_fliqs.optimizer import Optimizer

@@ -42,7 +42,8 @@ from onnx_fliqs import (
     emit,
     search,
 )
-from onnx_fliqs.data import input_specs, load_npz
+from onnx_fliqs.data import input_specs
+from onnx_fliqs.data_files import load_npz
 from onnx_fliqs.errors import InfeasibleError
 from onnx_fliqs.model import load_model
 

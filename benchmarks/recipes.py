@@ -18,8 +18,9 @@ import numpy.typing as npt
 from common import ROOT
 from tasks import TASKS
 
-from onnx_fliqs.data import input_specs, synthetic
+from onnx_fliqs.data import input_specs
 from onnx_fliqs.model import load_model
+from onnx_fliqs.synthetic_data import synthetic
 
 __all__ = ["RECIPES", "Arrays", "Ran", "Recipe", "blurred_luma", "command"]
 

@@ -11,7 +11,8 @@ import onnx_ir as ir
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.bias_correction import corrected_biases
 from onnx_fliqs.cost import cost_of
-from onnx_fliqs.data import Dataset, input_specs, load_npz
+from onnx_fliqs.data import Dataset, input_specs
+from onnx_fliqs.data_files import load_npz
 from onnx_fliqs.emission import emit as emit_verified
 from onnx_fliqs.emission import ship
 from onnx_fliqs.errors import (

@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from onnx_fliqs.borders import neighbours
 from onnx_fliqs.controller import Choices
-from onnx_fliqs.data import Dataset, input_specs, load_npz
+from onnx_fliqs.data import Dataset, input_specs
+from onnx_fliqs.data_files import load_npz
 from onnx_fliqs.emission import emit_graph
 from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.latency import (

@@ -17,7 +17,7 @@ from onnx_fliqs.calibrate import (
     sample_values,
     weight_scales,
 )
-from onnx_fliqs.data import Dataset, input_specs, synthetic
+from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.index_ranges import index_ranges
 from onnx_fliqs.layer_operators import macs
@@ -30,6 +30,7 @@ from onnx_fliqs.precision import Precision
 from onnx_fliqs.rules import Rule
 from onnx_fliqs.signs import mark_unsigned, positive_sites
 from onnx_fliqs.sites import SearchSpace
+from onnx_fliqs.synthetic_data import synthetic
 from onnx_fliqs.targets import Activations, Target
 from onnx_fliqs.thresholds import Thresholds
 from onnx_fliqs.train_step import Batch

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_fliqs.controller import Choices, Signal
-from onnx_fliqs.data import Dataset, batch_indices
+from onnx_fliqs.data import Dataset
 from onnx_fliqs.evaluation import without_filling
 from onnx_fliqs.objective import Metric, quality
 from onnx_fliqs.prepare import make_batch
+from onnx_fliqs.sampling import batch_indices
 from onnx_fliqs.search_setup import Setup
 from onnx_fliqs.sites import ScaleTable, SiteValues
 from onnx_fliqs.train_step import Batch, TrainState, TrainStep

@@ -51,7 +51,7 @@ from onnx_fliqs.controller import (
 )
 from onnx_fliqs.convergence import History
 from onnx_fliqs.critic import Critic
-from onnx_fliqs.data import Dataset, batch_indices
+from onnx_fliqs.data import Dataset
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.learned_thresholds import Growth, learned_thresholds
@@ -63,6 +63,7 @@ from onnx_fliqs.refit_thresholds import refit_thresholds
 from onnx_fliqs.reinforce import Reinforce
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.runtime import load_training
+from onnx_fliqs.sampling import batch_indices
 from onnx_fliqs.schedule import Phase, Schedule
 from onnx_fliqs.scoring import Scoring
 from onnx_fliqs.search_setup import Setup, set_up

@@ -17,7 +17,8 @@ from onnx_fliqs.calibrate import distortions
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import Choices, Signal
 from onnx_fliqs.cost import Budget, BudgetKind, CostTable, cost_of, default_budget
-from onnx_fliqs.data import Dataset, check_labels, input_specs, load_npz, split
+from onnx_fliqs.data import Dataset, check_labels, input_specs
+from onnx_fliqs.data_files import load_npz
 from onnx_fliqs.errors import ConfigError, DataError
 from onnx_fliqs.evaluation import run_dataset, scored_output
 from onnx_fliqs.judged import exposed, judged_values
@@ -27,6 +28,7 @@ from onnx_fliqs.objective import Metric, Objective, choose_objective
 from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data, weights_of
 from onnx_fliqs.refinement import FEWEST_BATCHES
 from onnx_fliqs.runtime import make_session
+from onnx_fliqs.sampling import split
 from onnx_fliqs.search_state import Scales
 from onnx_fliqs.sites import ScaleTable, SearchSpace, SiteValues
 from onnx_fliqs.strategies import Strategy

@@ -17,18 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnx_fliqs.data import (
-    Dataset,
-    TensorSpec,
-    batch_indices,
-    check_labels,
-    input_specs,
-    load_npz,
-    split,
-    synthetic,
-)
+from onnx_fliqs.data import Dataset, TensorSpec, check_labels, input_specs
+from onnx_fliqs.data_files import load_npz
 from onnx_fliqs.errors import ConfigError, DataError, UnsupportedError
 from onnx_fliqs.prepare import calibration_batches
+from onnx_fliqs.sampling import batch_indices, split
+from onnx_fliqs.synthetic_data import synthetic
 
 Array = npt.NDArray[Any]
 for_all = settings(deadline=None)

@@ -9,7 +9,8 @@ import onnx_ir as ir
 import pytest
 
 import support
-from onnx_fliqs.data import Dataset, input_specs, load_npz
+from onnx_fliqs.data import Dataset, input_specs
+from onnx_fliqs.data_files import load_npz
 from onnx_fliqs.emission import LEVEL_KEY
 from onnx_fliqs.errors import ConfigError, DataError, FliqsError, UnsupportedError
 from onnx_fliqs.evaluation import (

@@ -15,7 +15,8 @@ from onnx_fliqs import api
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.cost import Budget, BudgetKind
-from onnx_fliqs.data import input_specs, load_npz
+from onnx_fliqs.data import input_specs
+from onnx_fliqs.data_files import load_npz
 from onnx_fliqs.errors import UnknownOperatorError, UnsupportedError
 from onnx_fliqs.formats import FORMATS, fake_quantize, is_passthrough
 from onnx_fliqs.model import load_model, save_model

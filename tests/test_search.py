@@ -26,7 +26,8 @@ from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import ControllerConfig, Method
 from onnx_fliqs.cost import Budget, BudgetKind, cost_of
 from onnx_fliqs.critic import Critic, CriticState
-from onnx_fliqs.data import Dataset, input_specs, load_npz
+from onnx_fliqs.data import Dataset, input_specs
+from onnx_fliqs.data_files import load_npz
 from onnx_fliqs.errors import (
     ConfigError,
     DataError,

@@ -12,7 +12,8 @@ import pytest
 from scipy.special import log_softmax
 
 import support
-from onnx_fliqs.data import Dataset, batch_indices, input_specs, load_npz
+from onnx_fliqs.data import Dataset, input_specs
+from onnx_fliqs.data_files import load_npz
 from onnx_fliqs.evaluation import run_dataset
 from onnx_fliqs.formats import FORMATS
 from onnx_fliqs.learned_thresholds import Growth, Threshold, learned_thresholds
@@ -22,6 +23,7 @@ from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
 from onnx_fliqs.precision import parse_precision, parse_space
 from onnx_fliqs.prepare import Prepared, calibrate, make_batch, prepare
 from onnx_fliqs.runtime import make_session
+from onnx_fliqs.sampling import batch_indices
 from onnx_fliqs.sites import SiteValues
 from onnx_fliqs.target_files import parse_target
 from onnx_fliqs.train_step import Batch, TrainState, TrainStep
