@@ -156,7 +156,7 @@ def predictions(name: str, table: LatencyTable, bench: Bench, count: int) -> dic
         "int8": round(bench.latency((0,) * count_of_layers), 3),
         "graphs": table.assignments,
         "borders": len(table.borders),
-        "left_out": [round(table.median_error, 3), round(table.largest_error, 3)],
+        "left_out": [round(table.median_error, 3), round(table.p90_error, 3)],
     }
     random = _random(count_of_layers, count)
     for kind, wanted in (("random", random), ("served", list(_served(bench, table, count)))):

@@ -229,7 +229,7 @@ def print_latency_table(found: "LatencyTable") -> None:
         f"float    {_milliseconds(unit)} (quartiles {found.float_model.low:.3g} to"
         f" {found.float_model.high:.3g}) in {where.runtime} {where.version}\n"
         f"fit      {found.assignments} graphs, {found.repetitions} runs; left-out graphs are"
-        f" predicted within {found.median_error:.1%} (half of them), {found.largest_error:.1%}"
+        f" predicted within {found.median_error:.1%} (half of them), {found.p90_error:.1%}"
         " (90 %)",
         markup=False,
         soft_wrap=True,

@@ -69,7 +69,8 @@ __all__ = ["command"]
     "--loss",
     type=click.Choice(["auto", "cross-entropy", "kl", "mse"]),
     default="auto",
-    help="auto: cross-entropy and distillation with labels, distillation without.",
+    help="auto: with labels half cross-entropy, half distillation from the float model, else"
+    " distillation alone. cross-entropy: labels alone. kl, mse: distillation alone.",
 )
 @options.seed
 @click.option(

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import onnx_ir as ir
@@ -11,8 +10,7 @@ import onnx_ir as ir
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.bias_correction import corrected_biases
 from onnx_fliqs.cost import cost_of
-from onnx_fliqs.data import Dataset, input_specs
-from onnx_fliqs.data_files import load_npz
+from onnx_fliqs.data import Dataset
 from onnx_fliqs.emission import emit as emit_verified
 from onnx_fliqs.emission import ship
 from onnx_fliqs.errors import (
@@ -30,7 +28,6 @@ from onnx_fliqs.evaluation import (
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.judged import exposed, judged_values
 from onnx_fliqs.legality import check_pairs
-from onnx_fliqs.model import load_model
 from onnx_fliqs.objective import Objective, choose_objective, quality
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.precision import in_words, parse_precision
@@ -46,6 +43,7 @@ from onnx_fliqs.report import SearchResult, layer_reports
 from onnx_fliqs.rules import Rule
 from onnx_fliqs.runtime import OptimizationLevel, make_session
 from onnx_fliqs.sites import Layer, Skipped
+from onnx_fliqs.sources import DataSource, ModelSource, dataset_of, model_of
 from onnx_fliqs.target_files import parse_target
 from onnx_fliqs.targets import Target
 from onnx_fliqs.trainability import why_frozen
@@ -55,14 +53,6 @@ __all__ = ["Inspection", "Validation", "emit", "evaluate", "inspect", "validate"
 
 _SYNTHETIC_SAMPLES: Final = 256
 _SEED: Final = 0
-
-
-def _model(source: Path | ir.Model) -> ir.Model:
-    return load_model(source) if isinstance(source, Path) else source
-
-
-def _dataset(source: Path | Dataset, model: ir.Model) -> Dataset:
-    return load_npz(source, input_specs(model)) if isinstance(source, Path) else source
 
 
 # --- inspect -------------------------------------------------------------------------------
@@ -120,7 +110,7 @@ class Inspection:
 
 
 def inspect(
-    model: Path | ir.Model,
+    model: ModelSource,
     *,
     target: str = "generic",
     space: str | None = None,
@@ -146,7 +136,7 @@ def inspect(
     """
     profile = parse_target(target)
     precisions = profile.space(space, separate=separate)
-    source = _model(model)
+    source = model_of(model)
     warnings = []
     try:
         prepared = prepare(
@@ -187,9 +177,9 @@ def inspect(
 
 
 def emit(
-    model: Path | ir.Model,
+    model: ModelSource,
     assignment: Assignment,
-    data: Path | Dataset | None = None,
+    data: DataSource | None = None,
     *,
     target: str | None = None,
     remove_quantization: bool = False,
@@ -214,9 +204,9 @@ def emit(
     """
     started = time.monotonic()
     profile = assignment.own_target() if target is None else parse_target(target)
-    source = _model(model)
+    source = model_of(model)
     warnings = []
-    dataset = None if data is None else _dataset(data, source)
+    dataset = None if data is None else dataset_of(data, source)
     prepared = prepare(
         source,
         dataset,
@@ -299,10 +289,10 @@ def _qualities(
 
 
 def evaluate(
-    model: Path | ir.Model,
-    data: Path | Dataset,
+    model: ModelSource,
+    data: DataSource,
     *,
-    against: Path | ir.Model | None = None,
+    against: ModelSource | None = None,
 ) -> Evaluation:
     """Measure accuracy, or the agreement with another model.
 
@@ -314,17 +304,17 @@ def evaluate(
     Raises:
         DataError: The data does not fit the model.
     """
-    loaded = _model(model)
-    other = None if against is None else _model(against)
-    return evaluate_model(loaded, _dataset(data, loaded), against=other)
+    loaded = model_of(model)
+    other = None if against is None else model_of(against)
+    return evaluate_model(loaded, dataset_of(data, loaded), against=other)
 
 
 def validate(
-    model: Path | ir.Model,
+    model: ModelSource,
     *,
     target: str | None = None,
-    reference: Path | ir.Model | None = None,
-    data: Path | Dataset | None = None,
+    reference: ModelSource | None = None,
+    data: DataSource | None = None,
     runtimes: Sequence[str] = (),
 ) -> Validation:
     """Run a graph unoptimised and as its target's runtimes would, and compare.
@@ -342,11 +332,11 @@ def validate(
         VerificationError: A runtime that must compute the graph right does not, the graph
             breaks a rule of the target, or it has little to do with the reference.
     """
-    graph = _model(model)
+    graph = model_of(model)
     return validate_graph(
         graph,
         target=target,
-        reference=None if reference is None else _model(reference),
-        dataset=None if data is None else _dataset(data, graph),
+        reference=None if reference is None else model_of(reference),
+        dataset=None if data is None else dataset_of(data, graph),
         runtimes=runtimes,
     )

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from os import PathLike, fspath
 from typing import Final
 
 from onnx_fliqs.errors import ConfigError
@@ -78,13 +78,13 @@ class Assignment:
         return recorded_target(self.target, "the assignment")
 
     @classmethod
-    def read(cls, path: Path) -> "Assignment":
+    def read(cls, path: str | PathLike[str]) -> "Assignment":
         """Read a file.
 
         Raises:
             ConfigError: The file cannot be read, or as for :meth:`from_json`.
         """
-        return cls.from_json(read_text(path), str(path))
+        return cls.from_json(read_text(path), fspath(path))
 
     def space(self, target: Target) -> tuple[Precision, ...]:
         """The precisions that occur, cheapest first: a search space that holds it.

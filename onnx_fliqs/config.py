@@ -52,11 +52,15 @@ class SearchConfig:
     """Largest change of a weight per step, relative to its tensor's root mean square (for
     ``Optimizer.ADAM``: absolute)."""
     loss: str = "auto"
-    """``auto``, ``cross-entropy``, ``kl`` or ``mse``."""
+    """``auto``: labels and the float model, or without labels the float model alone, by
+    classes (``kl``) or by numbers (``mse``). ``cross-entropy``: labels alone. ``kl``, ``mse``:
+    the float model alone."""
     distillation: float = 0.5
-    """Share of the divergence from the float model in a labelled loss."""
+    """Share of the divergence from the float model where the loss is ``auto`` and there are
+    labels."""
     validation: float = 0.1
-    """Share of the data that is held out for rewards and for the choice of the best."""
+    """Share of the data (at most 2,000 samples) that does not train: it measures formats,
+    confirms refinements and tells which weights are best."""
     observe: float = 0.0
     """Critic: rounds of draws that are scored on the float network before anything trains, as
     a share of the steps. 0: the policy begins with what single changes cost."""
@@ -71,9 +75,11 @@ class SearchConfig:
     """Share of the steps before the policy learns: formats are drawn uniformly. REINFORCE,
     which observes nothing before, wants about 0.2 (and ``freeze`` about 0.75)."""
     freeze: float = 0.6
-    """Share of the steps after which the assignment is fixed; the rest trains it alone."""
+    """Share of the steps after which the assignment is fixed; the rest trains it alone. From
+    there on the best weights are looked for, by all strategies."""
     draws: int = 4
-    """Assignments of the policy that are scored on one held-out batch."""
+    """Assignments of the policy that are scored on one held-out batch, where draws are scored
+    (``observe``, ``refine=0``, REINFORCE)."""
     held_out_batch: int = 64
     threshold_rate: float = 10.0
     """Learning rate of the clipping thresholds of activations and weights, as a multiple of
@@ -143,8 +149,11 @@ class SearchConfig:
             raise ConfigError(f"refine must not be negative, got {self.refine}")
         if not 0 <= self.delay <= self.freeze <= 1:
             raise ConfigError("delay and freeze must satisfy 0 <= delay <= freeze <= 1")
-        if self.refines and self.delay > 0:
-            raise ConfigError("delay is for weights that train on draws: it needs refine=0")
+        if self.delay > 0 and (self.refines or self.strategy is not Strategy.FLIQS):
+            raise ConfigError(
+                "delay is for weights that train on draws: it needs a search with refine=0 or"
+                " REINFORCE"
+            )
 
     def _check_assignment(self) -> None:
         """An assignment leaves nothing to choose."""

@@ -90,7 +90,12 @@ class RewardForm(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerConfig:
-    """Settings of the controllers."""
+    """Settings of the controllers.
+
+    The critic's count where draws are scored (``SearchConfig.observe``, or ``refine=0``): by
+    default it is told what single changes cost, and ``cooling`` alone leaves a trace, in the
+    entropy that is reported.
+    """
 
     method: Method = Method.CRITIC
     signal: Signal = Signal.LOG_LOSS

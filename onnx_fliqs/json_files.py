@@ -1,6 +1,7 @@
 """Reads the JSON artefacts: one object each, with the number of its schema."""
 
 import json
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ from onnx_fliqs.errors import ConfigError
 __all__ = ["json_object", "read_text"]
 
 
-def read_text(path: Path) -> str:
+def read_text(path: str | PathLike[str]) -> str:
     """The text of a file.
 
     Raises:
         ConfigError: It cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from os import PathLike, fspath
 from typing import Any, Final
 
 from onnx_fliqs.errors import ConfigError
@@ -32,7 +32,7 @@ __all__ = [
     "kind_of",
 ]
 
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
 
 
 def choice_names(space: SearchSpace) -> tuple[tuple[str, ...], ...]:
@@ -102,8 +102,8 @@ class LatencyTable:
     """Runs of all graphs together, each paired with one of the float model."""
     median_error: float
     """Of the predictions for graphs that were left out of the fit, as a share."""
-    largest_error: float
-    """Ninety per cent of those predictions are better."""
+    p90_error: float
+    """Ninety per cent of those predictions are better than this."""
     float_model: Estimate
     base_ms: float
     """All layers in their most precise choice."""
@@ -164,7 +164,7 @@ class LatencyTable:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON (schema 1)."""
+        """As JSON (schema 2)."""
         return {"schema": _SCHEMA, **asdict(self)}
 
     def to_json(self) -> str:
@@ -172,13 +172,13 @@ class LatencyTable:
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
-    def read(cls, path: Path) -> "LatencyTable":
+    def read(cls, path: str | PathLike[str]) -> "LatencyTable":
         """Read a file.
 
         Raises:
             ConfigError: The file cannot be read, or as for :meth:`from_json`.
         """
-        return cls.from_json(read_text(path), str(path))
+        return cls.from_json(read_text(path), fspath(path))
 
     @classmethod
     def from_json(cls, text: str, source: str = "latency table") -> "LatencyTable":
@@ -228,7 +228,7 @@ def _parsed(content: Mapping[str, Any]) -> LatencyTable:
         assignments=_whole(content["assignments"]),
         repetitions=_whole(content["repetitions"]),
         median_error=_number(content["median_error"]),
-        largest_error=_number(content["largest_error"]),
+        p90_error=_number(content["p90_error"]),
         float_model=_positive(_estimate(content["float_model"])),
         base_ms=_number(content["base_ms"]),
         layers=layers,

@@ -4,16 +4,13 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnx_ir as ir
 
 from onnx_fliqs.borders import neighbours
 from onnx_fliqs.controller import Choices
-from onnx_fliqs.data import Dataset, input_specs
-from onnx_fliqs.data_files import load_npz
+from onnx_fliqs.data import Dataset
 from onnx_fliqs.emission import emit_graph
 from onnx_fliqs.errors import ConfigError
 from onnx_fliqs.latency import (
@@ -26,7 +23,7 @@ from onnx_fliqs.latency import (
 )
 from onnx_fliqs.latency_fit import Observation, fit, left_out_errors, spread
 from onnx_fliqs.legality import check_pairs
-from onnx_fliqs.model import fingerprint, load_model
+from onnx_fliqs.model import fingerprint
 from onnx_fliqs.prepare import calibrate, prepare, synthetic_data
 from onnx_fliqs.runners import (
     Clock,
@@ -39,6 +36,7 @@ from onnx_fliqs.runners import (
 )
 from onnx_fliqs.runtime import OptimizationLevel
 from onnx_fliqs.sites import SearchSpace
+from onnx_fliqs.sources import DataSource, ModelSource, dataset_of, model_of
 from onnx_fliqs.target_files import parse_target
 
 __all__ = ["ProfileConfig", "ProfileProgress", "conditions_of", "profile"]
@@ -102,8 +100,8 @@ class ProfileProgress:
 
 
 def profile(
-    model: Path | ir.Model,
-    data: Path | Dataset | None = None,
+    model: ModelSource,
+    data: DataSource | None = None,
     config: ProfileConfig | None = None,
     *,
     progress: Callable[[ProfileProgress], None] | None = None,
@@ -117,7 +115,7 @@ def profile(
         data: Samples to run, of which only the shapes matter; None: they are made up.
         config: Settings.
         progress: Called after every graph.
-        runtime: Where to run; None: the target's.
+        runtime: Where to run; None: the target's, or ONNX Runtime if it has none here.
         clock: Tells seconds.
 
     Returns:
@@ -132,9 +130,15 @@ def profile(
     config = config or ProfileConfig()
     target = parse_target(config.target)
     precisions = target.space(config.space, separate=config.separate)
+    warnings = []
+    if runtime is None and not target.runtimes:
+        warnings.append(
+            f"no runtime for {target.name} is known here: these are latencies in ONNX Runtime,"
+            " not on its hardware"
+        )
     runtime = runtime or runtime_of(target)
-    source = load_model(model) if isinstance(model, Path) else model
-    dataset = load_npz(data, input_specs(source)) if isinstance(data, Path) else data
+    source = model_of(model)
+    dataset = None if data is None else dataset_of(data, source)
     prepared = prepare(
         source, dataset, target, precisions, remove_quantization=config.remove_quantization
     )
@@ -158,7 +162,6 @@ def profile(
     )
     reference = runtime.load(canonical, feeds, config.threads, OptimizationLevel.DEFAULT)
     observations, times = _observe(wanted, reference, load, config, progress, clock)
-    warnings = []
     if len(observations) < _COARSE * wanted.unknowns:
         warnings.append(
             f"the table is coarse: there was time for {len(observations)} of {wanted.graphs}"
@@ -181,7 +184,7 @@ def profile(
         assignments=len(observations),
         repetitions=len(times),
         median_error=float(np.median(errors)),
-        largest_error=float(np.percentile(errors, 90)),
+        p90_error=float(np.percentile(errors, 90)),
         float_model=float_model,
         base_ms=base,
         layers=layers,

@@ -133,7 +133,8 @@ def choose_objective(
             missing are not judged.
         labelled: Whether there are labels.
         distillation: Share of the divergence in a labelled loss, 0 to 1.
-        loss: ``auto``, or ``cross-entropy``, ``kl`` or ``mse`` to override the choice.
+        loss: ``auto``, or ``cross-entropy`` for labels alone, ``kl`` or ``mse`` for the float
+            model alone.
 
     Raises:
         UnsupportedError: No output is, or rests on, a tensor of floating-point numbers.
@@ -150,7 +151,7 @@ def choose_objective(
     if kind is LossKind.CROSS_ENTROPY and not labelled:
         raise ConfigError("the cross-entropy loss needs `labels` in the data")
     if labelled and kind in (None, LossKind.CROSS_ENTROPY):
-        return _labelled(model, teacher, judged, distillation)
+        return _labelled(model, teacher, judged, distillation if kind is None else 0.0)
     terms = tuple(_distilled(model, teacher[j.name], j, kind) for j in judged)
     classes = all(term.kind is LossKind.DIVERGENCE for term in terms)
     metric = Metric.AGREEMENT if classes else Metric.R2

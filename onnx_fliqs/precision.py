@@ -57,10 +57,10 @@ class Precision:
         return self.weights.bits * self.activations.bits, self.weights.bits, share, self.name
 
     def as_precise_as(self, other: "Precision") -> bool:
-        """Whether neither operand is in a coarser format than the other's.
+        """Whether each operand's grid holds all numbers of the other's, on some scale.
 
-        A partial order, of which ``order`` is one extension. Of two formats with as many bits,
-        such as e4m3 and int8, neither is the coarser one: that depends on the values.
+        A partial order, of which ``order`` is one extension. Of e5m2 and e2m4, or e4m3 and
+        int8, neither is the more precise one: that depends on the values.
         """
         return _as_precise(self.weights, other.weights) and _as_precise(
             self.activations, other.activations
@@ -88,10 +88,17 @@ class Precision:
 
 
 def _as_precise(first: Format, second: Format) -> bool:
-    if first.bits != second.bits:
-        return first.bits > second.bits
-    one_grid = replace(first, group=None) == replace(second, group=None)
-    return one_grid and (first.group or math.inf) <= (second.group or math.inf)
+    if replace(first, group=None) == replace(second, group=None):
+        return (first.group or math.inf) <= (second.group or math.inf)
+    if isinstance(first, IntFormat):
+        if isinstance(second, IntFormat):
+            return first.bits > second.bits
+        # As whole multiples of the smallest number.
+        return second.max / second.smallest <= first.max
+    if isinstance(second, FloatFormat):
+        return first.exponent >= second.exponent and first.mantissa >= second.mantissa
+    # Up to here every multiple of the smallest number is there.
+    return 1 << (first.mantissa + 1) >= -second.min
 
 
 PrecisionMap: TypeAlias = Mapping[str, Precision]

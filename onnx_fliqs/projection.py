@@ -20,6 +20,9 @@ LEAST_SPENT: Final = 0.98
 budgets, one has to be spent."""
 _ROUNDING: Final = 1e-9
 """A budget that one assignment meets exactly must not fail by rounding."""
+_MUCH: Final = 4
+"""How many times worse than an assignment a choice has to be for the program to be solved once
+more, cut off there."""
 _SCALE: Final = 1e3
 """Of the costs that the solver sees. Its tolerance is absolute, a millionth: without this, it
 takes assignments that cost as much more than a budget."""
@@ -189,13 +192,21 @@ def _solve(
     least = np.zeros(len(program.costs))
     if budget is not None:
         least[budget] = LEAST_SPENT
-    weights = -np.concatenate([row - row.max() for row in preferences])
-    # The solver's tolerances are absolute: bring the differences that matter to about 1.
-    weights /= max(float(weights.max()), 1e-300)
-    weights = np.append(weights, np.zeros(len(borders)))
-    chosen = _optimum(program, weights, least, np.full(len(least), 1 + _ROUNDING))
-    if chosen is None:
-        return None
+    lacking = [row.max() - row for row in preferences]
+    weights = np.append(np.concatenate(lacking), np.zeros(len(borders)))
+    most = np.full(len(least), 1 + _ROUNDING)
+    # The solver's tolerances are absolute: bring the differences that matter to about 1. A
+    # choice that lacks more than a whole assignment does is not part of the best, and how much
+    # more is of no interest: it would hide what tells the others apart.
+    ceiling = max(float(weights.max()), 1e-300)
+    while True:
+        chosen = _optimum(program, np.minimum(weights, ceiling) / ceiling, least, most)
+        if chosen is None:
+            return None
+        total = _total(lacking, chosen)
+        if not 0 < total < ceiling / _MUCH:
+            break
+        ceiling = 2 * total
     return _improved(list(chosen), preferences, costs, borders, float(least.max()))
 
 

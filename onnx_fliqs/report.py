@@ -1,6 +1,7 @@
 """The result of a search, as data and as JSON."""
 
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,9 @@ class SearchResult:
     warnings: tuple[str, ...]
 
     def to_dict(
-        self, output: Path | None = None, assignment: Path | None = None
+        self,
+        output: str | PathLike[str] | None = None,
+        assignment: str | PathLike[str] | None = None,
     ) -> dict[str, Any]:
         """As JSON (schema 1)."""
         return {
@@ -121,7 +124,9 @@ class SearchResult:
             "warnings": list(self.warnings),
         }
 
-    def save(self, output: Path, assignment: Path | None = None) -> Path:
+    def save(
+        self, output: str | PathLike[str], assignment: str | PathLike[str] | None = None
+    ) -> Path:
         """Write the graph, and beside it the assignment; each appears whole or not at all.
 
         Args:
@@ -134,7 +139,9 @@ class SearchResult:
         Raises:
             FliqsError: A file cannot be written.
         """
-        assignment = assignment or output.with_suffix(".assignment.json")
+        output = Path(output)
+        beside = output.with_suffix(".assignment.json")
+        assignment = beside if assignment is None else Path(assignment)
         save_model(self.model, output)
         atomic_write(assignment, self.assignment.to_json().encode())
         return assignment

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from os import PathLike, fspath
 from typing import Any, Final
 
 from onnx_fliqs.errors import ConfigError
@@ -181,13 +181,13 @@ def _matches(name: str, pattern: str) -> bool:
 # --- reading -------------------------------------------------------------------------------
 
 
-def read_rules(path: Path) -> tuple[Rule, ...]:
+def read_rules(path: str | PathLike[str]) -> tuple[Rule, ...]:
     """Read a file of rules.
 
     Raises:
         ConfigError: It cannot be read, or as for :func:`rules_from_json`.
     """
-    return rules_from_json(read_text(path), str(path))
+    return rules_from_json(read_text(path), fspath(path))
 
 
 def rules_from_json(text: str, source: str = "rules") -> tuple[Rule, ...]:

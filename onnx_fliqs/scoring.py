@@ -37,7 +37,7 @@ class Scoring:
         self.batches = _batches(setup.held_out, EVALUATION_BATCH)
         """All held-out samples."""
         data, config = setup.held_out, setup.config
-        self._drawn_size = data.fixed_batch or min(config.held_out_batch, len(data))
+        self._drawn_size = data.whole_batches(min(config.held_out_batch, len(data)))
         self.teacher = self._without_filling(step.teacher_outputs(self.batches))
         """The float model's judged outputs for all of them."""
 
@@ -46,20 +46,20 @@ class Scoring:
         candidates: Sequence[Choices],
         train: TrainState,
         scales: ScaleTable,
-        batches: int | None = None,
+        samples: int | None = None,
     ) -> list[float]:
-        """Mean losses over the first batches; None: over all."""
-        return self._means(self._step.losses, candidates, train, scales, batches)
+        """Mean losses over the first samples; None: over all."""
+        return self._means(self._step.losses, candidates, train, scales, samples)
 
     def divergences(
         self,
         candidates: Sequence[Choices],
         train: TrainState,
         scales: ScaleTable,
-        batches: int,
+        samples: int,
     ) -> list[float]:
-        """Mean divergences from the float model over the first batches."""
-        return self._means(self._step.divergences, candidates, train, scales, batches)
+        """Mean divergences from the float model over the first samples."""
+        return self._means(self._step.divergences, candidates, train, scales, samples)
 
     def losses_in_round(
         self,
@@ -80,7 +80,7 @@ class Scoring:
             size: Samples of a batch.
         """
         values = [self._setup.values(choices, scales) for choices in candidates]
-        rows = [self._step.losses(train, self._in_round(*n, size), values) for n in drawn]
+        rows = [self._mean_losses(train, self._in_round(*n, size), values) for n in drawn]
         return np.array(rows, np.float64)
 
     def scores(
@@ -94,22 +94,29 @@ class Scoring:
             scales: The thresholds.
             number: Of the batch, which is drawn.
         """
-        batch = self._drawn(number)
+        batches = self._drawn(number)
         values = [self._setup.values(draw, scales) for draw in draws]
         signal = self._setup.config.controller.signal
         if signal in (Signal.LOSS, Signal.LOG_LOSS):
-            losses = self._step.losses(train, batch, values)
+            losses = self._mean_losses(train, batches, values)
             if signal is Signal.LOSS:
                 return losses, losses
             return losses, [math.log(max(loss, _LEAST_LOSS)) for loss in losses]
         metric = Metric(signal.value)
-        teacher = self._step.teacher_outputs([batch])
-        judged = self._step.judge_each(train, batch, values)
-        scores = [
-            -quality(metric, outputs, labels=batch.labels, teacher=teacher)
-            for outputs, _ in judged
-        ]
-        return [loss for _, loss in judged], scores
+        qualities, losses_of = [], []
+        for batch in batches:
+            teacher = self._step.teacher_outputs([batch])
+            judged = self._step.judge_each(train, batch, values)
+            qualities.append(
+                [
+                    quality(metric, outs, labels=batch.labels, teacher=teacher)
+                    for outs, _ in judged
+                ]
+            )
+            losses_of.append([loss for _, loss in judged])
+        # Shares of batches of one size: their mean is that of all samples.
+        losses, found = (np.mean(rows, axis=0) for rows in (losses_of, qualities))
+        return losses.tolist(), (-found).tolist()
 
     def judge(
         self, choices: Choices, train: TrainState, scales: ScaleTable
@@ -131,24 +138,38 @@ class Scoring:
         candidates: Sequence[Choices],
         train: TrainState,
         scales: ScaleTable,
-        batches: int | None,
+        samples: int | None,
     ) -> list[float]:
-        """Means over the first batches of what each is scored by."""
+        """Means over the first samples, in whole batches, of what each is scored by."""
         values = [self._setup.values(choices, scales) for choices in candidates]
-        seen = self.batches[:batches]
+        size = self.batches[0].size
+        seen = self.batches[: None if samples is None else max(1, samples // size)]
         rows = [score(train, batch, values) for batch in seen]
         means = np.average(rows, axis=0, weights=[batch.size for batch in seen])
         return [float(mean) for mean in means]
 
-    def _drawn(self, number: int) -> Batch:
-        """A batch by number, of another stream than those that train."""
-        data, seed = self._setup.held_out, self._setup.config.seed
-        return make_batch(data, batch_indices(len(data), self._drawn_size, number, seed + 1))
+    def _mean_losses(
+        self, train: TrainState, batches: Sequence[Batch], values: Sequence[SiteValues]
+    ) -> list[float]:
+        """Over batches of one size."""
+        rows = [self._step.losses(train, batch, values) for batch in batches]
+        return [float(loss) for loss in np.mean(rows, axis=0)]
 
-    def _in_round(self, number: int, batch: int, size: int) -> Batch:
+    def _drawn(self, number: int) -> list[Batch]:
+        """Samples by number, of another stream than those that train."""
+        data, seed = self._setup.held_out, self._setup.config.seed
+        return self._fed(batch_indices(len(data), self._drawn_size, number, seed + 1))
+
+    def _in_round(self, number: int, batch: int, size: int) -> list[Batch]:
         data, seed = self._setup.held_out, self._setup.config.seed
         order = np.random.default_rng([seed, number, _ROUND]).permutation(len(data))
-        return make_batch(data, order[batch * size : (batch + 1) * size])
+        return self._fed(order[batch * size : (batch + 1) * size])
+
+    def _fed(self, rows: npt.NDArray[np.int64]) -> list[Batch]:
+        """Some samples as the model accepts them: in one batch, unless it fixes their size."""
+        data = self._setup.held_out
+        size = data.fixed_batch or len(rows)
+        return [make_batch(data, part) for part in rows.reshape(-1, size)]
 
     def _without_filling(self, outputs: Outputs) -> dict[str, npt.NDArray[Any]]:
         """What the held-out samples gave, each once."""

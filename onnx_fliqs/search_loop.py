@@ -26,11 +26,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnx_ir as ir
 
 from onnx_fliqs.batch_parts import part_sizes, values_per_sample
 from onnx_fliqs.borders import spent
@@ -51,7 +51,6 @@ from onnx_fliqs.controller import (
 )
 from onnx_fliqs.convergence import History
 from onnx_fliqs.critic import Critic
-from onnx_fliqs.data import Dataset
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.learned_thresholds import Growth, learned_thresholds
@@ -69,6 +68,7 @@ from onnx_fliqs.scoring import Scoring
 from onnx_fliqs.search_setup import Setup, set_up
 from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
 from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices
+from onnx_fliqs.sources import DataSource, ModelSource
 from onnx_fliqs.strategies import (
     Strategy,
     greedy_choices,
@@ -84,14 +84,14 @@ __all__ = ["Progress", "search"]
 
 logger = logging.getLogger(__name__)
 
-_DAMAGE_BATCHES: Final = 4
-"""Held-out batches on which the baselines measure single changes of format, at most."""
+_DAMAGE_SAMPLES: Final = 256
+"""Held-out samples on which the baselines measure single changes of format, at most."""
 _MEASURED: Final = 1.0
 _REFINED: Final = 0.25
 """Held-out samples on which single changes of the float network, and refinements, are scored,
 for each sample that the weights train on."""
-_MEASURED_BATCHES: Final = 8
-"""Held-out batches on which single changes of the float network are scored, at most."""
+_MOST_MEASURED: Final = 512
+"""Held-out samples on which single changes of the float network are scored, at most."""
 _MOST_SKIPPED: Final = 20
 """Steps in a row without a finite gradient after which a search gives up."""
 
@@ -118,11 +118,11 @@ class Progress:
 
 
 def search(
-    model: Path | ir.Model,
-    data: Path | Dataset | None = None,
+    model: ModelSource,
+    data: DataSource | None = None,
     config: SearchConfig | None = None,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: str | PathLike[str] | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
@@ -156,10 +156,13 @@ def search(
     setup = set_up(model, data, config)
     store = None
     if checkpoint is not None:
-        store = Checkpoint(checkpoint, setup.identity)
+        store = Checkpoint(Path(checkpoint), setup.identity)
         note = store.begin(resume)
         setup = replace(setup, warnings=(*setup.warnings, *note))
-    run = _Run(setup, store)
+    try:
+        run = _Run(setup, store)
+    except KeyboardInterrupt:
+        raise InterruptedSearchError("stopped before the first step") from None
     try:
         state = run.loop(run.begin(progress, resume), progress)
         try:
@@ -206,9 +209,11 @@ class _Run:
             threshold_rate=config.threshold_rate,
         )
         self._scoring = Scoring(setup, self._step)
-        measures = self._schedule.rounds or self._schedule.refines
-        self._sensitivity = self._measure_sensitivity() if measures else ()
-        self._controller = self._make_controller()
+        try:
+            self._controller = self._make_controller()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._step.close()
@@ -224,7 +229,7 @@ class _Run:
             raise InterruptedSearchError("stopped before the first step") from None
 
     def initial(self) -> SearchState:
-        """Nothing observed: calibrated thresholds, and the policy of the distortions."""
+        """Nothing observed: calibrated thresholds, and what the policy knows by then."""
         return SearchState(
             0,
             self._step.initial(),
@@ -415,7 +420,7 @@ class _Run:
             self._lines,
             self._space.as_precise,
             lambda candidates: self._scoring.losses(
-                candidates, state.train, state.scales, _DAMAGE_BATCHES
+                candidates, state.train, state.scales, _DAMAGE_SAMPLES
             ),
         )
         if strategy is Strategy.GREEDY:
@@ -447,7 +452,9 @@ class _Run:
         setup, config = self._setup, self._setup.config
         if config.controller.method is Method.REINFORCE:
             return Reinforce(self._costs, config.controller)
-        measured = tuple(row[:, None] for row in self._sensitivity)
+        measures = self._schedule.rounds or self._schedule.refines
+        sensitivity = self._measure_sensitivity() if measures else ()
+        measured = tuple(row[:, None] for row in sensitivity)
         return Critic(self._costs, measured or setup.distortions, config.controller)
 
     def _measure_sensitivity(self) -> tuple[Row, ...]:
@@ -455,24 +462,21 @@ class _Run:
         setup = self._setup
         measured = (along for own in self._lines for along in measured_choices(own))
         evaluations = 1 + sum(map(len, measured))
-        size = self._scoring.batches[0].size
-        batches = min(
-            max(1, int(self._batches_for(_MEASURED, size) / evaluations)), _MEASURED_BATCHES
-        )
+        samples = min(int(self._samples_for(_MEASURED) / evaluations), _MOST_MEASURED)
         initial = self._step.initial()
         return measure_sensitivity(
             self._lines,
             setup.distortions,
             lambda candidates: self._scoring.divergences(
-                candidates, initial, setup.scales, batches
+                candidates, initial, setup.scales, samples
             ),
             setup.config.weight_damage,
         )
 
-    def _batches_for(self, share: float, size: int) -> float:
-        """Batches of a size that make up a share of the samples that the weights train on."""
+    def _samples_for(self, share: float) -> float:
+        """A share of the samples that the weights train on."""
         config = self._setup.config
-        return share * config.steps * config.batch_size / size
+        return share * config.steps * config.batch_size
 
     # --- refinement ------------------------------------------------------------------------
 
@@ -489,7 +493,7 @@ class _Run:
         size, samples = self._setup.refining_batch, len(self._setup.held_out)
         assert state.current is not None
         assert size is not None
-        evaluations = self._batches_for(_REFINED, size) / len(self._schedule.refinements)
+        evaluations = self._samples_for(_REFINED) / size / len(self._schedule.refinements)
         effort = plan(evaluations, len(self._costs), samples // size)
         refined, loss = refine(
             state.current,

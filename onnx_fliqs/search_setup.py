@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from onnx_fliqs._version import __version__
 from onnx_fliqs.borders import Border
@@ -17,13 +15,12 @@ from onnx_fliqs.calibrate import distortions
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import Choices, Signal
 from onnx_fliqs.cost import Budget, BudgetKind, CostTable, cost_of, default_budget
-from onnx_fliqs.data import Dataset, check_labels, input_specs
-from onnx_fliqs.data_files import load_npz
+from onnx_fliqs.data import Dataset, check_labels
 from onnx_fliqs.errors import ConfigError, DataError
 from onnx_fliqs.evaluation import run_dataset, scored_output
 from onnx_fliqs.judged import exposed, judged_values
 from onnx_fliqs.legality import check_pairs
-from onnx_fliqs.model import fingerprint, load_model
+from onnx_fliqs.model import fingerprint
 from onnx_fliqs.objective import Metric, Objective, choose_objective
 from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data, weights_of
 from onnx_fliqs.refinement import FEWEST_BATCHES
@@ -31,6 +28,7 @@ from onnx_fliqs.runtime import make_session
 from onnx_fliqs.sampling import split
 from onnx_fliqs.search_state import Scales
 from onnx_fliqs.sites import ScaleTable, SearchSpace, SiteValues
+from onnx_fliqs.sources import DataSource, ModelSource, dataset_of, model_of
 from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.target_files import parse_target, target_to_json
 from onnx_fliqs.targets import Target
@@ -64,8 +62,8 @@ class Setup:
     train: Dataset
     held_out: Dataset
     refining_batch: int | None
-    """Held-out samples of a batch on which changes are scored; None: there are too few to tell
-    what a change is worth."""
+    """Held-out samples of a batch on which changes are scored, whole batches of a model that
+    fixes their size; None: there are too few to tell what a change is worth."""
     identity: Mapping[str, Any]
     warnings: tuple[str, ...]
 
@@ -75,9 +73,7 @@ class Setup:
         return space.values(space.assign(choices), scales)
 
 
-def set_up(
-    source: Path | ir.Model, data: Path | Dataset | None, config: SearchConfig
-) -> Setup:
+def set_up(source: ModelSource, data: DataSource | None, config: SearchConfig) -> Setup:
     """Read, check and prepare what a search needs.
 
     Args:
@@ -97,9 +93,9 @@ def set_up(
         if fixed is None
         else fixed.space(target)
     )
-    model = load_model(source) if isinstance(source, Path) else source
+    model = model_of(source)
     warnings = []
-    dataset = load_npz(data, input_specs(model)) if isinstance(data, Path) else data
+    dataset = None if data is None else dataset_of(data, model)
     prepared = prepare(
         model,
         dataset,
@@ -133,6 +129,11 @@ def set_up(
         )
     objective = _objective(prepared, train, config)
     _check_signal(config.controller.signal, train, objective)
+    if train.labels is not None and not objective.uses_labels and config.loss != "auto":
+        warnings.append(
+            f"the labels are not used: the loss {config.loss} compares with the float model"
+            " alone"
+        )
     warnings += objective.notes
     prepared, scales, samples = calibrate(
         prepared, target, train, config.seed, config.thresholds
@@ -186,7 +187,7 @@ def _settings(
     settings = asdict(config)
     # The path of a profile does not tell whether somebody has edited it.
     settings["target"] = target_to_json(target)
-    settings["budget"] = " ".join(map(str, budgets))
+    settings["budget"] = [(budget.kind.value, budget.value) for budget in budgets]
     table = config.latency_table
     settings["latency_table"] = None if table is None else table.digest()
     settings["workers"] = config.threads
@@ -212,14 +213,13 @@ def _validation_share(samples: int, config: SearchConfig) -> float:
 
 def _refining_batch(held_out: Dataset, config: SearchConfig) -> int | None:
     fewest = len(held_out) // FEWEST_BATCHES
-    size = held_out.fixed_batch or min(config.held_out_batch, fewest)
+    size = held_out.whole_batches(min(config.held_out_batch, fewest))
     return size if 0 < size <= fewest else None
 
 
 def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Objective:
     """Choose the loss by a look at the float model's outputs; check the labels against it."""
-    size = train.fixed_batch or min(_SAMPLE, len(train))
-    sample = train.take(np.arange(size) % len(train))
+    sample = train.take(np.arange(min(_SAMPLE, len(train))))
     names = [judged.name for judged in judged_values(prepared.canonical)]
     session = make_session(exposed(prepared.canonical, names))
     teacher = run_dataset(session, sample, names)

@@ -229,7 +229,8 @@ def _mistakes(target: Target) -> Iterator[tuple[str, str]]:
     for index, kernels in enumerate(target.kernels or ()):
         yield from _wrong_kernels(kernels, f"kernels[{index}]")
     yield from _wrong_space(target)
-    yield from _strange("per_channel_ops", target.per_channel_ops, LAYER_OPERATORS)
+    for field in ("per_channel_ops", "float_output_ops", "integer_output_ops"):
+        yield from _strange(field, getattr(target, field), LAYER_OPERATORS)
     for field in ("between_ops", "shared_scale_ops"):
         yield from _wrong_operators(field, getattr(target, field))
     for index, fixed in enumerate(target.fixed_ranges):

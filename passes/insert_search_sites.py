@@ -207,17 +207,6 @@ def _reshape(graph: ir.Graph, value: ir.Value, sizes: Sequence[int], name: str) 
     return node
 
 
-def _insert_at_output(graph: ir.Graph, tensor: ir.Value, nodes: Sequence[ir.Node]) -> None:
-    """Put a site behind the node that writes an output of the graph, and give it its name."""
-    producer, quantized = tensor.producer(), nodes[-1].outputs[0]
-    assert producer is not None
-    graph.insert_after(producer, nodes)
-    name = tensor.name
-    tensor.name = f"{name}.unquantized"
-    quantized.name = name
-    graph.outputs[:] = [quantized if value is tensor else value for value in graph.outputs]
-
-
 def _initializer(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
     value = ir.val(name, const_value=ir.tensor(array, name=name))
     graph.register_initializer(value)

@@ -99,6 +99,7 @@ def test_the_ends_of_the_ranges_are_allowed(change: dict[str, Any]) -> None:
         *({"observe": value} for value in (-0.1, math.inf, math.nan)),
         *({"delay": value, "refine": 0} for value in (-0.1, 0.9, math.nan)),
         {"delay": 0.1},  # weights do not train on draws
+        {"delay": 0.1, "refine": 0, "strategy": Strategy.ILP},
         {"refine": -1},
         *({"freeze": value} for value in (-0.1, 1.1, math.nan)),
         {"delay": 0.2, "freeze": 0.1},

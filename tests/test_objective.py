@@ -61,6 +61,13 @@ def test_a_term_without_weight_is_left_out(
     assert objective.uses_labels == (share < 1)
 
 
+def test_cross_entropy_is_labels_alone() -> None:
+    objective = choose(CLASSES, labelled=True, distillation=0.5, loss="cross-entropy")
+    assert kinds(objective) == [("cross-entropy", "y", 1.0)]
+    assert objective.metric is Metric.ACCURACY
+    assert not objective.distills
+
+
 def test_class_scores_without_labels_are_distilled() -> None:
     objective = choose(CLASSES)
     assert kinds(objective) == [("kl", "y", 1.0)]

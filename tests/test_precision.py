@@ -270,6 +270,28 @@ ANY = st.sampled_from(
 )
 
 
+@pytest.mark.parametrize("name", [n for n in FORMATS if FORMATS[n].bits <= 8 and n[0] != "u"])
+def test_the_grid_of_a_more_precise_format_holds_the_other_on_some_scale(name: str) -> None:
+    first = numbers(name)
+    for other in FORMATS:
+        fmt = FORMATS[other]
+        if fmt.bits > 8 or (isinstance(fmt, IntFormat) and not fmt.signed):
+            continue
+        if parse_precision(name).as_precise_as(parse_precision(other)):
+            scaled = ({2.0**n * x for x in numbers(other)} for n in range(-40, 41))
+            assert any(each <= first for each in scaled), other
+
+
+def numbers(name: str) -> set[float]:
+    """All that a format can represent."""
+    fmt = FORMATS[name]
+    if isinstance(fmt, IntFormat):
+        return set(map(float, range(int(fmt.min), int(fmt.max) + 1)))
+    steps = [fmt.smallest * 2.0**n * m for n in range(40) for m in range(2 << fmt.mantissa)]
+    found = {x for x in steps if x <= fmt.max}
+    return found | {-x for x in found}
+
+
 @given(ANY, ANY, ANY)
 def test_precisions_are_ordered_in_part(a: Precision, b: Precision, c: Precision) -> None:
     assert a.as_precise_as(a)
@@ -290,6 +312,13 @@ def test_precisions_are_ordered_in_part(a: Precision, b: Precision, c: Precision
         ("int4:int8", "int8:int4", (False, False)),
         ("int8", "e4m3", (False, False)),
         ("e4m3", "int4", (True, False)),
+        ("e5m2", "e2m4", (False, False)),
+        ("e5m2", "int6", (False, False)),
+        ("int7", "e3m2", (False, False)),
+        ("int8", "e2m4", (True, False)),
+        ("e4m3:e5m2", "e4m2:e4m1", (True, False)),
+        ("bf16", "fp16", (False, False)),
+        ("float32", "int16", (True, False)),
         ("int4:e4m3", "int4:int8", (False, False)),
         ("int4g16:float32", "int4g32:float32", (True, False)),
         ("int4g32:float32", "int4:float32", (True, False)),

@@ -44,6 +44,7 @@ from onnx_fliqs.refinement import FEWEST_BATCHES
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.schedule import Phase
 from onnx_fliqs.search_loop import Progress, search
+from onnx_fliqs.search_setup import set_up
 from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.target_files import parse_target
 from onnx_fliqs.targets import TARGETS
@@ -886,6 +887,93 @@ def test_what_confirms_a_refinement_has_not_been_seen(
     search(model, samples(model, 450), replace(SMALL, refine=1))
     assert len(seen) == FEWEST_BATCHES
     assert len(set(itertools.chain(*seen))) == 4 * FEWEST_BATCHES
+
+
+def test_a_fixed_batch_does_not_decide_how_many_samples_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Exports often have a batch of one."""
+    seen: dict[str, set[int]] = {}
+    for name in ("losses", "divergences"):
+        method = getattr(TrainStep, name)
+
+        def spy(
+            self: TrainStep,
+            train: TrainState,
+            batch: Batch,
+            values: Any,
+            method: Any = method,
+            name: str = name,
+        ) -> Any:
+            assert batch.rows is not None
+            seen.setdefault(name, set()).update(batch.rows.tolist())
+            return method(self, train, batch, values)
+
+        monkeypatch.setattr(TrainStep, name, spy)
+    counts = {}
+    for size in ("N", "1", "4"):
+        model = support.model(MLP.replace("N", size), weights=MLP_WEIGHTS)
+        for strategy, refine in ((Strategy.FLIQS, 1), (Strategy.FLIQS, 0), (Strategy.ILP, 1)):
+            seen.clear()
+            config = replace(SMALL, steps=12, batch_size=64, strategy=strategy, refine=refine)
+            search(model, samples(model, 900), config)
+            for name, rows in seen.items():
+                counts[size, strategy, refine, name] = len(rows)
+    for (size, *what), count in counts.items():
+        if what[-1] == "losses":
+            assert count == counts[("N", *what)], (size, what)  # type: ignore[index]
+        else:
+            assert count >= 32
+
+
+def test_the_unit_of_the_loss_does_not_depend_on_a_fixed_batch() -> None:
+    """The variance of one sample is none."""
+    text = (
+        "g (float[N,4] x) => (float[N,6] y, float[N,1] z)"
+        " { y = MatMul (x, w) z = MatMul (x, v) }"
+    )
+    weights = {"w": (4, 6), "v": (4, 1)}
+    free, one = (
+        support.model(text.replace("N", size), weights=weights) for size in ("N", "1")
+    )
+    first, second = (
+        set_up(model, samples(model, 90, labels=False), replace(SMALL, loss="mse")).objective
+        for model in (free, one)
+    )
+    variances = [term.variance for term in first.terms]
+    assert min(variances) > 0.01
+    np.testing.assert_allclose(variances, [t.variance for t in second.terms], rtol=1e-5)
+
+
+def test_the_budget_of_a_checkpoint_is_exact() -> None:
+    model = mlp()
+    first, second = (
+        set_up(model, samples(model), replace(SMALL, budget=Budget(BudgetKind.BITS, bits)))
+        for bits in (4.780914437337575, 4.780911)
+    )
+    assert first.identity != second.identity
+
+
+def test_ctrl_c_while_single_changes_are_measured_stops_cleanly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed: list[bool] = []
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    close = TrainStep.close
+
+    def noted(step: TrainStep) -> None:
+        closed.append(True)
+        close(step)
+
+    monkeypatch.setattr(TrainStep, "divergences", stop)
+    monkeypatch.setattr(TrainStep, "close", noted)
+    model = mlp()
+    with pytest.raises(InterruptedSearchError, match="before the first step"):
+        search(model, samples(model), SMALL)
+    assert closed == [True]
 
 
 @pytest.mark.parametrize(("count", "few"), [(90, True), (110, False)])

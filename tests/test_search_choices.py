@@ -190,6 +190,14 @@ def test_calibrated_statistics_keep_the_scales_of_activations(tmp_path: Path) ->
     assert any(moved for (site, _), moved in changed.items() if site in weights)
 
 
+@pytest.mark.parametrize("labels", [True, False])
+def test_labels_that_the_loss_leaves_out_are_noticed(labels: bool) -> None:
+    config = SearchConfig(steps=2, batch_size=8, workers=1, loss="kl")
+    result = search(network(), samples(labels=labels), config)
+    assert labels == any("the labels are not used" in line for line in result.warnings)
+    assert result.metric == "agreement"
+
+
 def test_an_accuracy_without_labels_is_refused() -> None:
     config = change({"signal": Signal.ACCURACY})
     with pytest.raises(ConfigError, match="rests on `labels`, which the data needs to have"):

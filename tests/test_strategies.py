@@ -218,6 +218,15 @@ def test_formats_of_as_many_bits_keep_the_damage_of_their_own() -> None:
     assert greedy((table[0] * 1.5,), (damage,)) == (0,)
 
 
+def test_a_minifloat_of_more_bits_lends_its_damage_to_those_that_it_holds_only() -> None:
+    formats = parse_space("e2m1,e2m4,e5m2")
+    finer = np.array([[b.as_precise_as(a) for b in formats] for a in formats])
+    # Ordered by what they distort.
+    lines = [operand_lines(formats, np.array([[0.3] * 2, [0.01] * 2, [0.1] * 2]))]
+    (damage,) = measure_damage((np.ones(3),), lines, [finer], lambda _: [1.0, 1.5, 4.0])
+    np.testing.assert_array_equal(damage, [3.0, 0.0, 3.0])
+
+
 def test_greed_starts_where_it_is_told_to() -> None:
     """The last of several that cost the same need not be the most precise."""
     table = (np.array([0.25, 0.5, 0.5]),) * 2

@@ -171,6 +171,8 @@ def test_any_profile_comes_back_from_its_json(profile: Target) -> None:
         ({"bias": None}, "bias: needs one of int32, int32 always, float"),
         ({"between_ops": "Add"}, 'between_ops: needs a list, got "Add"'),
         ({"between_ops": ["Add", "Plus"]}, "between_ops: 'Plus' is no operator of ONNX"),
+        ({"float_output_ops": ["Add"]}, "float_output_ops: 'Add' is none of Conv"),
+        ({"integer_output_ops": ["Cnv"]}, "integer_output_ops: 'Cnv' is none of Conv"),
         ({"per_channel_ops": ["Add"]}, "per_channel_ops: 'Add' is none of Conv, "),
         ({"kernels": [3]}, "kernels[0]: needs an object, got 3"),
         ({"kernels": [{"ops": []}]}, "kernels[0].precisions: is missing"),

@@ -1,0 +1,36 @@
+"""What the verbs are called with: the path of a file, or what was read from it."""
+
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from onnx_fliqs.data import Dataset, input_specs
+from onnx_fliqs.data_files import load_npz
+from onnx_fliqs.model import load_model
+
+__all__ = ["DataSource", "ModelSource", "dataset_of", "model_of"]
+
+ModelSource: TypeAlias = str | PathLike[str] | ir.Model
+DataSource: TypeAlias = str | PathLike[str] | Dataset
+
+
+def model_of(source: ModelSource) -> ir.Model:
+    """Read a model, unless it is one.
+
+    Raises:
+        ModelError: As for :func:`~onnx_fliqs.model.load_model`.
+    """
+    return source if isinstance(source, ir.Model) else load_model(Path(source))
+
+
+def dataset_of(source: DataSource, model: ir.Model) -> Dataset:
+    """Read the samples of a model, unless they are a data set.
+
+    Raises:
+        DataError: As for :func:`~onnx_fliqs.data_files.load_npz`.
+    """
+    if isinstance(source, Dataset):
+        return source
+    return load_npz(Path(source), input_specs(model))
