@@ -77,17 +77,32 @@ def input_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
     """List what a model must be fed: its inputs, without those that have a default value.
 
     Raises:
-        UnsupportedError: An input is not a tensor of a known type.
+        UnsupportedError: An input is not a tensor of a known type, or has its samples along
+            another axis than the first.
     """
     specs = []
-    for value in model.graph.inputs:
-        if value.is_initializer():
-            continue
+    fed = [value for value in model.graph.inputs if not value.is_initializer()]
+    _refuse_other_batch_axes(fed)
+    for value in fed:
         if not isinstance(value.type, ir.TensorType):
             raise UnsupportedError(f"input {value.name!r} is not a tensor of a known type")
         shape = None if value.shape is None else tuple(map(_fixed_size, value.shape))
         specs.append(TensorSpec(value.name or "", value.type.dtype.numpy(), shape))
     return tuple(specs)
+
+
+def _refuse_other_batch_axes(inputs: Sequence[ir.Value]) -> None:
+    """Refuse an input with the name of the batch, which is free, on a later axis."""
+    shapes = {value: tuple(value.shape) for value in inputs if value.shape is not None}
+    batch = next((shape[0] for shape in shapes.values() if shape), None)
+    if not isinstance(batch, ir.SymbolicDim) or batch.value is None:
+        return
+    for value, shape in shapes.items():
+        if shape and shape[0] != batch and batch in shape[1:]:
+            raise UnsupportedError(
+                f"input {value.name!r} has its samples along axis {shape.index(batch)}, not"
+                f" along the first: fix the batch size {batch.value!r} of the model to 1"
+            )
 
 
 def _fixed_size(dimension: int | ir.SymbolicDim) -> int | None:

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from onnx_fliqs.data import Dataset, check_labels, input_specs
 from onnx_fliqs.emission import required_level
 from onnx_fliqs.errors import ConfigError, DataError, UnsupportedError
-from onnx_fliqs.judged import tensor_outputs
-from onnx_fliqs.objective import Metric, metric_of, quality
+from onnx_fliqs.judged import exposed, judged_values, tensor_outputs
+from onnx_fliqs.objective import Metric, metric_of, quality, varies
 from onnx_fliqs.runtime import OptimizationLevel, make_session, run_session
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def evaluate_model(
     names = tensor_outputs(model)
     outputs = run_dataset(session, dataset, names)
     if dataset.labels is not None and against is None:
-        scores = scored_output(outputs, dataset)
+        scores = scored_output(_scores(model, outputs, dataset, used), dataset)
         value = quality(Metric.ACCURACY, scores, labels=dataset.labels)
         return Evaluation(Metric.ACCURACY, value, len(dataset), used)
     assert against is not None
@@ -180,6 +180,25 @@ def evaluate_model(
     value = quality(metric, {n: outputs[n] for n in compared}, teacher=reference)
     warnings = tuple(f"output {name!r} is not compared: it {why}" for name, why in left_out)
     return Evaluation(metric, value, len(dataset), used, warnings)
+
+
+def _scores(
+    model: ir.Model, outputs: Mapping[str, Array], dataset: Dataset, level: OptimizationLevel
+) -> Mapping[str, Array]:
+    """What labels may be compared with: outputs, or what they rest on.
+
+    The largest scores in their order, say, are no scores of classes.
+    """
+    assert dataset.labels is not None
+    judged = [each.name for each in judged_values(model)]
+    whole = {k: v for k, v in outputs.items() if v.dtype.kind in "biu"}
+    direct = {name: outputs[name] for name in judged if name in outputs}
+    if any(v.ndim >= 2 for v in direct.values()):
+        return direct
+    if any(v.size == dataset.labels.size for v in whole.values()):
+        return whole
+    behind = run_dataset(make_session(exposed(model, judged), level=level), dataset, judged)
+    return behind if any(v.ndim >= 2 for v in behind.values()) else outputs
 
 
 def _comparable(
@@ -199,7 +218,11 @@ def _comparable(
             left_out.append((name, "is empty"))
         else:
             (whole if expected.dtype.kind in "biu" else floats).append(name)
-    return floats or whole, left_out
+    varied = [name for name in floats if varies(reference[name])] or floats
+    left_out += [
+        (name, "is the same for all samples") for name in floats if name not in varied
+    ]
+    return varied or whole, left_out
 
 
 def _why(left_out: Sequence[tuple[str, str]]) -> str:
@@ -208,16 +231,21 @@ def _why(left_out: Sequence[tuple[str, str]]) -> str:
 
 def _check_signature(model: ir.Model, against: ir.Model) -> None:
     """Refuse two models that cannot be compared, input by input and output by output."""
-    for kind in ("inputs", "outputs"):
-        mine, theirs = (
-            {str(v.name) for v in getattr(m.graph, kind) if not v.is_initializer()}
-            for m in (model, against)
-        )
+    for kind, named in (("inputs", _fed), ("outputs", _given)):
+        mine, theirs = named(model), named(against)
         if mine != theirs:
             raise ConfigError(
                 f"the {kind} of the model ({_listing(mine)}) and of the one to compare with"
                 f" ({_listing(theirs)}) have different names"
             )
+
+
+def _fed(model: ir.Model) -> set[str]:
+    return {str(v.name) for v in model.graph.inputs if not v.is_initializer()}
+
+
+def _given(model: ir.Model) -> set[str]:
+    return {str(v.name) for v in model.graph.outputs}
 
 
 def _listing(names: Iterable[str]) -> str:

@@ -46,7 +46,7 @@ def load_model(path: Path) -> ir.Model:
     mapped = _find_external_data(path, proto)
     try:
         translate(proto)
-        with _emptied(mapped):
+        with _emptied(mapped), _shaped(proto):
             onnx.checker.check_model(proto)
         return ir.from_proto(proto)
     # ValidationError for what is wrong, RuntimeError and others for what it cannot read.
@@ -355,6 +355,26 @@ def _emptied(tensors: Iterable[onnx.TensorProto]) -> Iterator[None]:
     finally:
         for tensor, data in kept:
             tensor.ParseFromString(data)
+
+
+@contextlib.contextmanager
+def _shaped(proto: onnx.ModelProto) -> Iterator[None]:
+    """Let what has no shape be a number for a while: the checker wants one of any rank.
+
+    Exporters leave out the shape of an input or output whose rank they do not know.
+    """
+    kept = [
+        value.type.tensor_type
+        for value in (*proto.graph.input, *proto.graph.output)
+        if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
+    ]
+    for kind in kept:
+        kind.shape.SetInParent()
+    try:
+        yield
+    finally:
+        for kind in kept:
+            kind.ClearField("shape")
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, bool]]:

@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,13 @@ __all__ = [
     "choose_objective",
     "metric_of",
     "quality",
+    "varies",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
+
+_ROUNDING: Final = 1e-6
+"""What of the largest number a standard deviation has to be."""
 
 
 class LossKind(enum.Enum):
@@ -152,10 +156,17 @@ def choose_objective(
         raise ConfigError("the cross-entropy loss needs `labels` in the data")
     if labelled and kind in (None, LossKind.CROSS_ENTROPY):
         return _labelled(model, teacher, judged, distillation if kind is None else 0.0)
-    terms = tuple(_distilled(model, teacher[j.name], j, kind) for j in judged)
+    # In units of a variance of zero, rounding would outweigh all other outputs.
+    varied = [j for j in judged if varies(teacher[j.name])] or judged
+    still = tuple(
+        f"{j.name!r} is not judged: the float model gives the same number for all samples"
+        for j in judged
+        if j not in varied
+    )
+    terms = tuple(_distilled(model, teacher[j.name], j, kind) for j in varied)
     classes = all(term.kind is LossKind.DIVERGENCE for term in terms)
     metric = Metric.AGREEMENT if classes else Metric.R2
-    return Objective(terms, terms, metric, _notes(judged))
+    return Objective(terms, terms, metric, (*_notes(varied), *still))
 
 
 def metric_of(model: ir.Model, outputs: Mapping[str, Array]) -> Metric:
@@ -170,6 +181,16 @@ def metric_of(model: ir.Model, outputs: Mapping[str, Array]) -> Metric:
         for name, values in outputs.items()
     )
     return Metric.AGREEMENT if classes else Metric.R2
+
+
+def varies(values: Array) -> bool:
+    """Whether an output tells samples or numbers apart, by more than rounding.
+
+    A number that has no axis of samples, as a mean over a batch, does not.
+    """
+    finite = np.abs(values[np.isfinite(values)])
+    largest = float(finite.max(initial=0.0))
+    return values.ndim > 0 and _variance(values) > (_ROUNDING * largest) ** 2
 
 
 def _is_usable(values: Array | None) -> bool:

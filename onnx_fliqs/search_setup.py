@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,8 @@ from onnx_fliqs.targets import Target
 from onnx_fliqs.trainability import why_frozen
 
 __all__ = ["Setup", "set_up"]
+
+Array: TypeAlias = npt.NDArray[Any]
 
 _TARGET: Final = "generic"
 _SYNTHETIC_SAMPLES: Final = 256
@@ -223,6 +225,9 @@ def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Obje
     names = [judged.name for judged in judged_values(prepared.canonical)]
     session = make_session(exposed(prepared.canonical, names))
     teacher = run_dataset(session, sample, names)
+    fewer = sample.take(np.arange(max(1, len(sample) // 2)))
+    mixing = _mixing(teacher, run_dataset(session, fewer, names))
+    teacher = {name: values for name, values in teacher.items() if name not in mixing}
     labelled = train.labels is not None and config.loss in ("auto", "cross-entropy")
     if labelled:
         scores = next(iter(scored_output(teacher, sample).values()))
@@ -239,7 +244,20 @@ def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Obje
             raise DataError(
                 f"{name!r}, which is judged, is not finite in the float model for some samples"
             )
-    return objective
+    notes = tuple(
+        f"{name!r} is not judged: its shape depends on the number of samples in a batch"
+        for name in mixing
+    )
+    return replace(objective, notes=(*objective.notes, *notes))
+
+
+def _mixing(outputs: Mapping[str, Array], of_fewer: Mapping[str, Array]) -> tuple[str, ...]:
+    """Outputs with more than one axis of samples, as similarities of pairs have."""
+    return tuple(
+        name
+        for name, values in of_fewer.items()
+        if name in outputs and values.shape[1:] != outputs[name].shape[1:]
+    )
 
 
 def _check_signal(signal: Signal, data: Dataset, objective: Objective) -> None:

@@ -26,6 +26,7 @@ from onnx_fliqs.passes.fold_leading_batch_normalization import (
 from onnx_fliqs.passes.fold_scaling import FoldScalingPass
 from onnx_fliqs.passes.fold_splits import FoldSplitsPass
 from onnx_fliqs.passes.hoist_initializers import HoistInitializersPass
+from onnx_fliqs.passes.infer_shapes_afresh import InferShapesAfreshPass, reconciled
 from onnx_fliqs.passes.inline_operator_definitions import InlineOperatorDefinitionsPass
 from onnx_fliqs.passes.lower_batch_normalization import LowerBatchNormalizationPass
 from onnx_fliqs.passes.lower_contrib_operators import LowerContribOperatorsPass
@@ -75,7 +76,7 @@ def canonicalise(model: ir.Model, *, remove_quantization: bool = False) -> ir.Mo
     operator of ONNX Runtime hides one that can be written so. Constants are initializers and
     no initializer is a graph input; what can be computed beforehand is; every node and value
     has a unique name; shapes are inferred as far as they can be. The graph's own inputs and
-    outputs stay as they are.
+    outputs stay as they are, but for declared sizes of outputs that it does not compute.
 
     Args:
         model: Any model.
@@ -96,7 +97,7 @@ def canonicalise(model: ir.Model, *, remove_quantization: bool = False) -> ir.Mo
         refuse_training_mode(model)
         refuse_unfeedable(model)
         declared = _signature(model)
-        _run(model, _SHAPES, ComputeInFloat32Pass())
+        _run(model, InferShapesAfreshPass(), ComputeInFloat32Pass())
         if remove_quantization:
             _run(model, RemoveQuantizationPass(), _SHAPES)
             refuse_quantized(model, removed=True)
@@ -247,7 +248,7 @@ def _clean_up(model: ir.Model, declared: list[_Declared]) -> None:
         (*model.graph.inputs, *model.graph.outputs), declared, strict=True
     ):
         value.type = type_ if type_ is not None else value.type
-        value.shape = shape if shape is not None else value.shape
+        value.shape = reconciled(value.shape, shape, free=True)
 
 
 def _signature(model: ir.Model) -> list[_Declared]:

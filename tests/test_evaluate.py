@@ -261,7 +261,7 @@ def test_classes_are_compared_with_labels_and_with_each_other(keepdims: int) -> 
 
 def test_classes_that_are_not_one_for_each_label_are_refused() -> None:
     model = argmax("w")
-    with pytest.raises(DataError, match="no output has the shape"):
+    with pytest.raises(DataError, match=r"the shape \[N, 2\], but output 'a' needs \[N\]"):
         evaluate_model(model, replace(data_for(model, 5), labels=np.zeros((5, 2), np.int64)))
 
 
@@ -363,3 +363,40 @@ def test_outputs_that_are_not_finite_are_counted_where_the_reference_is() -> Non
     (warning,) = not_finite(reference, outputs)
     assert warning.startswith("'y' of the quantized model is not finite for 2 of 3 samples")
     assert not_finite({"y": bad}, {"y": bad}) == ()
+
+
+def test_the_largest_scores_in_order_are_no_scores_of_classes() -> None:
+    """Labels are compared with what TopK chose from, as a search does."""
+    model = support.model(
+        "g (float[N,4] x) => (float[N,2] v, int64[N,2] i)"
+        " { a = MatMul (x, w) v, i = TopK (a, k) }",
+        weights={"w": (4, 4)},
+        constants={"k": [2]},
+    )
+    x = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
+    classes = support.run(model, {"x": x})[1][:, 0]
+    found = evaluate_model(model, Dataset({"x": x}, classes, input_specs(model)))
+    assert found.value == 1.0
+
+
+def test_a_number_without_samples_is_not_compared() -> None:
+    model = support.model(
+        "g (float[N,4] x) => (float[N,3] y, float aux)"
+        " { y = MatMul (x, w) aux = ReduceMean <keepdims = 0> (y) }",
+        weights={"w": (4, 3)},
+    )
+    found = evaluate_model(model, data_for(model, 100, labels=False), against=model)
+    assert found.value == 1.0
+    assert found.warnings == ("output 'aux' is not compared: it is the same for all samples",)
+
+
+def test_an_output_that_is_an_initializer_is_part_of_the_signature() -> None:
+    stored, computed = (
+        support.model(
+            f"g (float[N,4] x) => (float[N,3] y, float[4,3] p) {{ y = MatMul (x, w) {more} }}",
+            weights={"w": (4, 3)} | stored,
+        )
+        for more, stored in (("", {"p": (4, 3)}), ("p = Mul (w, w)", {}))
+    )
+    data = data_for(stored, 30, labels=False)
+    assert evaluate_model(stored, data, against=computed).samples == 30

@@ -11,9 +11,12 @@ import pytest
 from onnx import numpy_helper
 
 from onnx_fliqs import payload
+from onnx_fliqs.config import SearchConfig
+from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.errors import FliqsError, ModelError
 from onnx_fliqs.model import atomic_write, fingerprint, load_model, save_model
 from onnx_fliqs.runtime import make_session
+from onnx_fliqs.search_loop import search
 from support import Feeds, f32, initializer, model, random_feeds, run
 
 WEIGHTS = {"w": (64, 64), "v": (64, 8)}
@@ -353,3 +356,23 @@ def test_content_can_be_written_piece_by_piece(tmp_path: Path) -> None:
     path = tmp_path / "pieces"
     atomic_write(path, lambda file: [file.write(b"one "), file.write(b"two")])
     assert path.read_bytes() == b"one two"
+
+
+@pytest.mark.parametrize("which", ["input", "output"])
+def test_a_signature_without_shapes_is_read(which: str, tmp_path: Path) -> None:
+    """Exporters leave out the shape of what they do not know the rank of."""
+    path = tmp_path / "m.onnx"
+    proto = ir.to_proto(
+        model(
+            "g (float[N,4] x) => (float[N,3] y) { y = MatMul (x, w) }", weights={"w": (4, 3)}
+        )
+    )
+    getattr(proto.graph, which)[0].type.tensor_type.ClearField("shape")
+    onnx.save(proto, path)
+    loaded = load_model(path)
+    assert getattr(loaded.graph, f"{which}s")[0].shape is None
+    x = np.random.default_rng(0).standard_normal((80, 4)).astype(np.float32)
+    config = SearchConfig(steps=2, batch_size=8, workers=1)
+    result = search(loaded, Dataset({"x": x}, None, input_specs(loaded)), config)
+    (found,) = run(result.model, {"x": x[:5]})
+    assert found.shape == (5, 3)

@@ -12,6 +12,7 @@ from support import f32, model, random_feeds, run
 CLASSES = """g (float[N,4] x) => (float[N,3] y) {
     a = MatMul (x, w)
     y = Identity (a) }"""
+FLAT = "l = Constant <value = int64[1] {-1}> () f = Reshape (a, l)"
 SOFTMAX = """g (float[N,4] x) => (float[N,3] y) {
     a = MatMul (x, w)
     y = Softmax <axis = 1> (a) }"""
@@ -133,6 +134,23 @@ def test_a_constant_output_does_not_divide_by_zero() -> None:
         "g (float[N,4] x) => (float[N,3] y) { a = MatMul (x, w) y = Sub (a, a) }", loss="mse"
     )
     assert objective.terms[0].variance > 0
+
+
+@pytest.mark.parametrize("aux", ["float aux", "float[1] aux"])
+def test_an_output_that_tells_no_samples_apart_is_not_judged(aux: str) -> None:
+    """In units of its variance it would outweigh all others."""
+    keep = "" if "[" in aux else "<keepdims = 0>"
+    objective = choose(
+        f"""g (float[N,4] x) => (float[N,3] y, {aux}) {{
+            a = MatMul (x, w)
+            y = Identity (a)
+            {FLAT}
+            aux = ReduceMean {keep} (f) }}"""
+    )
+    assert objective.outputs == ("y",)
+    assert objective.notes == (
+        "'aux' is not judged: the float model gives the same number for all samples",
+    )
 
 
 @pytest.mark.parametrize("loss", ["mse", "kl"])

@@ -35,6 +35,7 @@ from onnx_fliqs.errors import (
     InfeasibleError,
     InterruptedSearchError,
     ModelError,
+    UnsupportedError,
 )
 from onnx_fliqs.evaluation import evaluate_model
 from onnx_fliqs.model import load_model
@@ -943,6 +944,39 @@ def test_the_unit_of_the_loss_does_not_depend_on_a_fixed_batch() -> None:
     variances = [term.variance for term in first.terms]
     assert min(variances) > 0.01
     np.testing.assert_allclose(variances, [t.variance for t in second.terms], rtol=1e-5)
+
+
+def test_similarities_of_pairs_of_samples_are_not_judged() -> None:
+    """What the float model gave for a sample beside others is not what it gives elsewhere."""
+    model = support.model(
+        "g (float[N,4] x) => (float[N,N] s, float[N,6] y)"
+        " { y = MatMul (x, w) t = Transpose (y) s = MatMul (y, t) }",
+        weights={"w": (4, 6)},
+    )
+    # Held-out batches, the last one and training batches differ in size.
+    result = search(model, samples(model, 150, labels=False), replace(SMALL, steps=40))
+    assert any(w.startswith("'s' is not judged: its shape depends") for w in result.warnings)
+    assert result.quantized_quality > 0.8
+    alone = support.model(
+        "g (float[N,4] x) => (float[N,N] s) { t = Transpose (x) h = MatMul (x, w)"
+        " s = MatMul (h, t) }",
+        weights={"w": (4, 4)},
+    )
+    with pytest.raises(UnsupportedError, match="the same shape for all data"):
+        search(alone, samples(alone, 150, labels=False), SMALL)
+
+
+def test_a_state_with_its_samples_along_another_axis_is_refused() -> None:
+    model = support.model(
+        "g (float[N,4] x, float[2,N,4] h) => (float[N,6] y)"
+        " { m = ReduceMean <keepdims = 0> (h, a) s = Add (x, m) y = MatMul (s, w) }",
+        weights={"w": (4, 6)},
+        constants={"a": [0]},
+    )
+    with pytest.raises(
+        UnsupportedError, match=r"'h' has its samples along axis 1.*'N'.* to 1"
+    ):
+        search(model, None, SMALL)
 
 
 def test_the_budget_of_a_checkpoint_is_exact() -> None:
