@@ -33,6 +33,7 @@ def project(
     costs: CostTable,
     slack: float = math.inf,
     borders: Sequence[Border] = (),
+    to_spend: Sequence[int] | None = None,
 ) -> Choices:
     """Choose the assignment that is preferred most among those that meet every budget.
 
@@ -47,6 +48,8 @@ def project(
         slack: How much worse an assignment that spends the budget may be, as a share of what
             the best one lacks; infinity: it is taken whenever there is one.
         borders: Costs of pairs of decisions, as shares of a budget.
+        to_spend: Numbers of the budgets that buy precision, as latency does not: int8 may be
+            faster than int4. None: all do.
 
     Raises:
         InfeasibleError: Every assignment costs more than a budget.
@@ -57,7 +60,7 @@ def project(
         raise InfeasibleError("no assignment of formats meets the budget")
     found = [
         _solve(preferences, costs, borders, program, budget)
-        for budget in range(len(program.costs))
+        for budget in (range(len(program.costs)) if to_spend is None else to_spend)
     ]
     spending = max(
         (choices for choices in found if choices is not None),

@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from onnx_fliqs.borders import Border, spent
+from onnx_fliqs.borders import Border, shares, spent
 from onnx_fliqs.controller import Choices, Row
 from onnx_fliqs.cost import CostTable
 from onnx_fliqs.projection import LEAST_SPENT, project
@@ -104,6 +104,7 @@ def refine(
     effort: Effort,
     first: int = 0,
     borders: Sequence[Border] = (),
+    to_spend: Sequence[int] | None = None,
 ) -> tuple[Choices, float]:
     """Improve an assignment by measured changes until none helps.
 
@@ -119,12 +120,20 @@ def refine(
         effort: How often, on how much.
         first: Number of the first round; each has batches and a window of its own.
         borders: What neighbours cost together.
+        to_spend: Numbers of the budgets that buy precision; None: all do.
 
     Returns:
         An assignment that meets every budget and spends no less than the first, or at least
-        0.98 of one; and its loss where it was last scored, NaN if it never was.
+        0.98 of one, of those that buy precision; and its loss where it was last scored, NaN
+        if it never was.
     """
     current, loss = tuple(start), math.nan
+    budgets = range(costs[0].reshape(len(costs[0]), -1).shape[1])
+    buying = list(budgets if to_spend is None else to_spend)
+
+    def used(choices: Choices) -> float:
+        return float(shares(costs, borders, choices)[buying].max(initial=0.0))
+
     count = len(current)
     for number in range(first, first + effort.rounds):
         begin = number * effort.decisions
@@ -138,14 +147,15 @@ def refine(
         ]
         changed = single_changes(current, [own[1:] for own in options])
         measured = losses(changed, drawn[: effort.batches]).mean(axis=0)
-        gains = _gains(options, _damage(options, costs, measured), preferences)
-        least = min(LEAST_SPENT, spent(costs, borders, current))
+        bought = [row.reshape(len(row), -1)[:, buying].sum(axis=1) for row in costs]
+        gains = _gains(options, _damage(options, bought, measured), preferences)
+        least = min(LEAST_SPENT, used(current))
         # Once a budget is spent, it stays so.
         slack = math.inf if least == LEAST_SPENT else 0.0
-        found = dict.fromkeys(_recombined(options, gains, costs, borders, slack))
+        found = dict.fromkeys(_recombined(options, gains, costs, borders, slack, buying))
         candidates = [
             current,
-            *(c for c in found if c != current and spent(costs, borders, c) >= least),
+            *(c for c in found if c != current and used(c) >= least),
         ]
         scored = losses(candidates, drawn[effort.batches : 2 * effort.batches]).mean(axis=0)
         best = int(np.argmin(np.where(np.isfinite(scored), scored, math.inf)))
@@ -198,7 +208,7 @@ def _options(row: npt.NDArray[np.float64], preference: Row, current: int) -> lis
     return [current, *best]
 
 
-def _damage(options: Sequence[Sequence[int]], costs: CostTable, losses: Row) -> list[Row]:
+def _damage(options: Sequence[Sequence[int]], bought: Sequence[Row], losses: Row) -> list[Row]:
     """What each option adds to the loss; 0 for the first, which is what is chosen.
 
     That a cheaper choice does good, or a dearer one harm, is noise: without this, where hardly
@@ -206,15 +216,15 @@ def _damage(options: Sequence[Sequence[int]], costs: CostTable, losses: Row) -> 
 
     Args:
         options: Of each decision.
-        costs: Of each choice.
+        bought: What each choice costs of the budgets that buy precision, together.
         losses: Of what is chosen, then of all single changes.
     """
     found = finite(losses)
     added = iter(found[1:] - found[0])
     rows = []
-    for own, row in zip(options, costs, strict=True):
+    for own, row in zip(options, bought, strict=True):
         raw = np.array([0.0, *(next(added) for _ in own[1:])])
-        cost = row.reshape(len(row), -1).sum(axis=1)[list(own)]
+        cost = row[list(own)]
         raw[cost < cost[0]] = np.maximum(raw[cost < cost[0]], 0.0)
         raw[cost > cost[0]] = np.minimum(raw[cost > cost[0]], 0.0)
         rows.append(raw)
@@ -243,6 +253,7 @@ def _recombined(
     costs: CostTable,
     borders: Sequence[Border],
     slack: float,
+    to_spend: Sequence[int],
 ) -> list[Choices]:
     """For each radius, the largest sum of gains with at most so many changes."""
     preferences = [row - row.max() for row in gains]
@@ -267,7 +278,7 @@ def _recombined(
             np.column_stack([row, np.where(np.arange(len(row)) > 0, 1 / (radius + 0.5), 0.0)])
             for row in own
         )
-        places = project(preferences, limited, slack, kept_borders)
+        places = project(preferences, limited, slack, kept_borders, to_spend)
         found = tuple(own[place] for own, place in zip(options, places, strict=True))
         if spent(costs, borders, found) <= 1 + _ROUNDING:
             result.append(found)

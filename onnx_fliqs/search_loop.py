@@ -50,6 +50,7 @@ from onnx_fliqs.controller import (
     uniform,
 )
 from onnx_fliqs.convergence import History
+from onnx_fliqs.cost import BudgetKind
 from onnx_fliqs.critic import Critic
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.judged import exposed
@@ -186,6 +187,11 @@ class _Run:
         self._space = space
         self._schedule = Schedule.of(config)
         self._costs, self._borders = setup.costs, setup.borders
+        self._to_spend = [
+            number
+            for number, budget in enumerate(setup.budgets)
+            if budget.kind is not BudgetKind.LATENCY
+        ]
         self._lines = [
             operand_lines(choices, rows)
             for choices, rows in zip(space.choices, setup.distortions, strict=True)
@@ -414,7 +420,8 @@ class _Run:
             return state.current
         if strategy is Strategy.FLIQS:
             preferences = self._controller.preferences(state.controller)
-            return project(preferences, costs, self._controller.slack, borders)
+            slack = self._controller.slack
+            return project(preferences, costs, slack, borders, self._to_spend)
         damage = measure_damage(
             costs,
             self._lines,
@@ -425,7 +432,7 @@ class _Run:
         )
         if strategy is Strategy.GREEDY:
             return greedy_choices(references(self._lines), costs, damage, borders)
-        return program_choices(costs, damage, borders)
+        return program_choices(costs, damage, borders, self._to_spend)
 
     def _measure(self, state: SearchState) -> tuple[SearchState, float, float]:
         """Quality and loss of the fixed assignment on the held-out samples.
@@ -505,6 +512,7 @@ class _Run:
             effort=effort,
             first=(number - 1) * effort.rounds,
             borders=self._borders,
+            to_spend=self._to_spend,
         )
         return replace(state, current=refined), loss
 

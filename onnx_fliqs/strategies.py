@@ -111,6 +111,7 @@ def program_choices(
     costs: CostTable,
     damage: Sequence[Row],
     borders: Sequence[Border] = (),
+    to_spend: Sequence[int] | None = None,
 ) -> Choices:
     """The assignment with the least sum of damages among those that spend a budget.
 
@@ -121,8 +122,9 @@ def program_choices(
         costs: Of each choice of each decision, as shares of the budgets.
         damage: Of each choice of each decision, not negative.
         borders: What neighbours cost together.
+        to_spend: As for :func:`~onnx_fliqs.projection.project`.
     """
-    chosen = project([-row for row in damage], costs, borders=borders)
+    chosen = project([-row for row in damage], costs, borders=borders, to_spend=to_spend)
     if borders:
         return chosen
     # What costs nothing takes, of equally harmless choices, the most precise.
@@ -142,7 +144,8 @@ def greedy_choices(
 
     The step of a decision is the least harmful of the choices that leave less beyond the
     budgets, of equals the one that is nearest. Where choices are in a line, that is the next
-    one down.
+    one down. Where neighbours cost something together and no such step is left, any lower
+    choice is one.
 
     Args:
         start: The reference of every decision.
@@ -155,16 +158,20 @@ def greedy_choices(
     """
     chosen = list(start)
     while (total := shares(costs, borders, chosen)).max() > 1 + 1e-9:
-        steps = []
+        steps: list[tuple[float, float, int, int]] = []
+        # With borders, a step may pay only together with a later one.
+        downwards: list[tuple[float, float, int, int]] = []
         for i, current in enumerate(chosen):
             row = costs[i].reshape(len(costs[i]), -1)
             saved = (row[current] - row).T[total > 1].sum(axis=0)
             beyond = np.maximum(total - row[current] + row - 1, 0.0).sum(axis=1)
-            # With borders, a step may pay only together with a later one.
-            able = range(current) if borders else np.flatnonzero(beyond < beyond[current])
-            choice = min(reversed(able), key=damage[i].__getitem__, default=None)
-            if choice is not None:
-                steps.append((float(damage[i][choice]), -float(saved[choice]), i, int(choice)))
+            saving = np.flatnonzero(beyond < beyond[current]).tolist()
+            lower = list(range(current)) if borders else []
+            for found, able in ((steps, saving), (downwards, lower)):
+                choice = min(reversed(able), key=damage[i].__getitem__, default=None)
+                if choice is not None:
+                    found.append((float(damage[i][choice]), -float(saved[choice]), i, choice))
+        steps = steps or downwards
         if not steps:
             raise InfeasibleError("lowering formats step by step never meets the budget")
         *_, decision, choice = min(steps)

@@ -242,3 +242,21 @@ def test_what_may_be_noise_changes_nothing(gain: float, fewest: int, most: int) 
         for _ in range(50)
     )
     assert fewest <= changed <= most
+
+
+def test_a_faster_choice_that_is_better_is_taken_where_time_buys_no_precision() -> None:
+    costs = (np.array([0.2, 0.45]),) * 2
+
+    def losses(candidates: Sequence[Choices], batches: Sequence[tuple[int, int]]) -> Matrix:
+        return np.array([[1.0 + sum(a) for a in candidates]] * len(batches))
+
+    for to_spend, expected in (([], (0, 0)), ([0], (1, 1))):
+        found, _ = refine(
+            (1, 1),
+            costs,
+            [np.zeros(2)] * 2,
+            losses,
+            effort=Effort(1, 2, 1),
+            to_spend=to_spend,
+        )
+        assert found == expected

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnx_fliqs.borders import Border
 from onnx_fliqs.errors import InfeasibleError
 from onnx_fliqs.operand_lines import OperandLine, operand_lines
 from onnx_fliqs.precision import parse_space, separated
@@ -225,6 +226,17 @@ def test_a_minifloat_of_more_bits_lends_its_damage_to_those_that_it_holds_only()
     lines = [operand_lines(formats, np.array([[0.3] * 2, [0.01] * 2, [0.1] * 2]))]
     (damage,) = measure_damage((np.ones(3),), lines, [finer], lambda _: [1.0, 1.5, 4.0])
     np.testing.assert_array_equal(damage, [3.0, 0.0, 3.0])
+
+
+def test_a_precise_format_may_be_faster_than_a_coarse_one() -> None:
+    """As int8 beside int4 in most runtimes: latency is nothing to be spent."""
+    table = (np.array([0.5, 0.36, 0.7]),) * 2
+    damage = (np.array([1.0, 0.1, 0.0]),) * 2
+    border = Border(0, 1, (("a", "a", "b"),) * 2, 0.05)
+    for borders in ((), (border,)):
+        assert greedy_choices((2, 2), table, damage, borders) == (1, 1)
+        assert program_choices(table, damage, borders, to_spend=[]) == (1, 1)
+    assert program_choices((np.array([0.99, 0.5]),), [np.array([1.0, 0.0])], (), []) == (1,)
 
 
 def test_greed_starts_where_it_is_told_to() -> None:
