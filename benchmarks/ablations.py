@@ -7,7 +7,7 @@ never read. (The float models have seen all of the training data, so that what i
 well they are kept.) ::
 
     python benchmarks/ablations.py FOLDER                               # runs and a table
-    python benchmarks/ablations.py FOLDER --choices delay --seeds 0 1   # a part of it
+    python benchmarks/ablations.py FOLDER --choices freeze --seeds 0 1  # a part of it
     python benchmarks/ablations.py FOLDER --report                      # the table alone
 
 With ``--development MODELS`` on models that have not seen what judges them, from the folder

@@ -33,7 +33,7 @@ __all__ = ["command"]
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,
-    help="About how long to measure at most.",
+    help="About how long to measure, but at least ten graphs.",
 )
 @options.seed
 @options.output(True, "The table (.json), for search --latency-table.")
@@ -55,6 +55,7 @@ def command(
 ) -> None:
     """Measure what each layer of MODEL costs in each format, in the target's runtime.
 
+    Where that is not here, in ONNX Runtime, with a warning.
     Times random assignments in turn with the float model, whole graphs, and finds the costs of
     layers and of borders between them that explain the latencies best.
     """

@@ -34,9 +34,9 @@ def command(
 ) -> None:
     """Run MODEL unoptimised and as its target's runtimes would, and compare.
 
-    ONNX Runtime is asked at its basic and its default level. Exit code 5 if a runtime that
-    must compute the graph right does not, with the node where that begins, or if the graph
-    breaks a rule of the target.
+    Where these are ONNX Runtime, it is asked at its basic and its default level. Exit code 5
+    if a runtime that must compute the graph right does not, with the node where that begins,
+    or if the graph breaks a rule of the target.
     """
     from onnx_fliqs import api
     from onnx_fliqs.cli import render

@@ -3,11 +3,10 @@
 The verbs of the command line, as functions::
 
     import onnx_fliqs
-    from pathlib import Path
 
     config = onnx_fliqs.SearchConfig(space="int-l", steps=500)
-    result = onnx_fliqs.search(Path("model.onnx"), Path("train.npz"), config)
-    result.save(Path("model.fliqs.onnx"))
+    result = onnx_fliqs.search("model.onnx", "train.npz", config)
+    result.save("model.fliqs.onnx")
 
 Names are looked up when they are used, so that importing the package loads neither ONNX nor
 ONNX Runtime.
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from onnx_fliqs.api import emit, evaluate, inspect, validate
     from onnx_fliqs.assignment import Assignment
     from onnx_fliqs.config import SearchConfig
+    from onnx_fliqs.controller import ControllerConfig
     from onnx_fliqs.cost import Budget, BudgetKind
     from onnx_fliqs.data import Dataset
     from onnx_fliqs.latency import LatencyTable
@@ -35,6 +35,7 @@ __all__ = [
     "Assignment",
     "Budget",
     "BudgetKind",
+    "ControllerConfig",
     "Dataset",
     "LatencyTable",
     "ProfileConfig",
@@ -55,6 +56,7 @@ _MODULES: Final = {
     "Assignment": "assignment",
     "Budget": "cost",
     "BudgetKind": "cost",
+    "ControllerConfig": "controller",
     "Dataset": "data",
     "LatencyTable": "latency",
     "ProfileConfig": "latency_profile",

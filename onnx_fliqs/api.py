@@ -200,6 +200,8 @@ def emit(
 
     Raises:
         ConfigError: The assignment does not fit the model or the target.
+        ModelError: The model cannot be read or quantized.
+        DataError: The data does not fit the model.
         VerificationError: The emitted graph does not compute what was simulated.
     """
     started = time.monotonic()
@@ -302,7 +304,10 @@ def evaluate(
         against: Measure agreement with this model instead of accuracy.
 
     Raises:
+        ConfigError: Neither labels nor a model to compare with, or one of another signature.
+        ModelError: A model cannot be read.
         DataError: The data does not fit the model.
+        UnsupportedError: The models have no outputs that can be compared.
     """
     loaded = model_of(model)
     other = None if against is None else model_of(against)

@@ -162,7 +162,7 @@ class Evidence:
     entropy: float
     """Mean entropy of the policy when the assignment was fixed; NaN without a policy."""
     favourites: Choices | None
-    """What the policy took for best by then, the budget left aside."""
+    """The likeliest choice of each decision by then, whatever they cost together."""
     earlier: Choices | None
     """What would have been served at three quarters of the search phase."""
     frozen: int

@@ -1,10 +1,11 @@
 """What an assignment costs, and the budgets that bound it.
 
-The costs are sums over layers, so they are tables [decision][format]:
+The costs are sums over layers, so they are tables [decision][choice]:
 
 * BOPs = sum of MACs * bits(weights) * bits(activations) (FLIQS and HAWQ-V3; first and last
   layers count like the others), of the layers whose activations are quantized as well;
-* bytes = sum of weight elements * bits / 8, of all layers.
+* bytes = sum of weight elements * bits / 8, of all layers, and four for the scale of each
+  group.
 """
 
 import enum
@@ -121,7 +122,7 @@ def _unit(space: SearchSpace, kind: BudgetKind) -> int:
 
 
 def cost_table(space: SearchSpace, kind: BudgetKind) -> CostTable:
-    """The cost of each decision in each format, in BOPs or in bytes."""
+    """The cost of each choice of each decision, in BOPs or in bytes."""
     cost = layer_bytes if kind is BudgetKind.SIZE else layer_bops
     return tuple(
         np.array(

@@ -42,7 +42,7 @@ class EnvironmentMissingError(FliqsError):
 
 
 class InterruptedSearchError(FliqsError):
-    """The user stopped a search; a checkpoint was written."""
+    """The user stopped a search; where it has a folder for checkpoints, it can be resumed."""
 
 
 class ModelError(FliqsError):

@@ -58,8 +58,8 @@ def find_layers(
             site.
         precisions: What the layers choose from, cheapest first.
         rules: What single layers choose from instead, and which share a precision.
-        distinct: Of precisions that are the same to a layer, it chooses from the cheapest
-            alone. Where the choice is made already, it may be any of them.
+        distinct: Of precisions that are the same to a layer, it has one as a choice. Where the
+            choice is made already, it may be any of them.
 
     Returns:
         The search space; the multiply-accumulates of its layers are still 0.

@@ -5,8 +5,8 @@ function of four numbers, its :class:`GridCode`, so a graph that reads the code 
 quantizes to any format without being rebuilt.
 
 Names: ``int4``, ``uint8``, ``e4m3`` (sign, 4 exponent bits, 3 mantissa bits), and the formats
-that mean "leave it": ``bf16``, ``fp16``, ``float32``. ``int4g32`` has a scale for every 32
-numbers along the axis that a product sums over.
+that keep a tensor's own scale: ``bf16``, ``fp16``, ``float32``. ``int4g32`` has a scale for
+every 32 numbers along the axis that a product sums over.
 """
 
 import enum

@@ -103,7 +103,7 @@ class Schedule:
     def observed(self, number: int) -> float:
         """How far the policy has cooled in a round of observation, 0 for the first, up to 1.
 
-        Where weights train on an assignment, it is the last thing that is chosen.
+        Where weights train on an assignment, that is chosen when all rounds are over.
         """
         return (1.0 if self.refines else _COOLED) * number / self.rounds
 

@@ -144,6 +144,8 @@ def search(
         The emitted graph, verified in ONNX Runtime, and the report.
 
     Raises:
+        ConfigError: Target, space, rules or assignment do not exist, or do not fit the model
+            (exit code 2).
         ModelError: The model cannot be read or quantized (exit code 3).
         DataError: The data does not fit the model.
         InfeasibleError: A budget cannot be met, alone or with another (exit code 4).

@@ -84,6 +84,7 @@ def set_up(source: ModelSource, data: DataSource | None, config: SearchConfig) -
         config: Settings.
 
     Raises:
+        ConfigError: Target, space, rules or assignment do not exist, or do not fit the model.
         ModelError: The model cannot be read or quantized.
         DataError: The data does not fit the model.
         InfeasibleError: A budget cannot be met, alone or together with another.

@@ -37,13 +37,14 @@ class Strategy(enum.Enum):
     """How the assignment is chosen."""
 
     FLIQS = "fliqs"
-    """While the weights are trained, by the policy controller."""
+    """By the policy controller, from measured single changes; refined while weights train."""
     ILP = "ilp"
     """The least sum of damages within the budget, by an integer program (HAWQ-V3)."""
     GREEDY = "greedy"
     """The least harmful saving first, one at a time (AIMET's automatic mixed precision)."""
     UNIFORM = "uniform"
-    """The most precise format that every layer can have."""
+    """The most precise format for every layer that meets the budget; of equally dear ones,
+    that which distorts least."""
     RANDOM = "random"
     """Any assignment that spends the budget."""
     FIXED = "fixed"
