@@ -70,7 +70,9 @@ def build_optimizer(
         for dimension in shape:
             size *= dimension
         lengths.append(size)
-        floor = "vector_floor" if len(shape) <= 1 else "tensor_floor"
+        # A bias may have axes of length 1 beside its own.
+        is_vector = sum(dimension > 1 for dimension in shape) <= 1
+        floor = "vector_floor" if is_vector else "tensor_floor"
         dims = ", ".join(str(d) for d in shape)
         initializers.append(f"int64[{len(shape)}] shape{i} = {{{dims}}}")
         initializers.append(f"float per_root{i} = {{{max(size, 1) ** -0.5!r}}}")

@@ -174,14 +174,14 @@ def test_tensors_of_other_sizes_move_in_proportion() -> None:
 
 
 def test_a_bias_of_zeros_moves() -> None:
-    shapes = {"b": (5,), "s": ()}
-    zeros = np.zeros(6, np.float32)
-    state = State([np.zeros(5, np.float32), np.zeros((), np.float32)], zeros, zeros)
-    g = np.array([1, -2, 3, -4, 5, 6], np.float32)
+    shapes = {"b": (5,), "s": (), "of_channels": (1, 2, 1, 1)}
+    zeros = np.zeros(8, np.float32)
+    state = State([np.zeros(shape, np.float32) for shape in shapes.values()], zeros, zeros)
+    g = np.array([1, -2, 3, -4, 5, 6, -7, 8], np.float32)
     after, _ = run(session(shapes=shapes), state, g)
     # lr * 1e-3 * sign(g)
-    np.testing.assert_allclose(after.parameters[0], -LR * 1e-3 * np.sign(g[:5]), rtol=1e-6)
-    np.testing.assert_allclose(after.parameters[1], -LR * 1e-3, rtol=1e-6)
+    moved = np.concatenate([each.ravel() for each in after.parameters])
+    np.testing.assert_allclose(moved, -LR * 1e-3 * np.sign(g), rtol=1e-6)
 
 
 def test_a_long_gradient_is_shortened_to_four_times_the_running_length() -> None:
