@@ -16,13 +16,15 @@ shares = st.floats(0, 1)
 def schedules(draw: st.DrawFn) -> Schedule:
     delay, freeze = sorted((draw(shares), draw(shares)))
     refine = draw(st.integers(0, 8))
+    strategy = draw(st.sampled_from([Strategy.FLIQS, Strategy.ILP, Strategy.UNIFORM]))
+    draws = strategy is Strategy.FLIQS and refine == 0
     return Schedule.of(
         SearchConfig(
-            strategy=draw(st.sampled_from([Strategy.FLIQS, Strategy.ILP, Strategy.UNIFORM])),
+            strategy=strategy,
             steps=draw(st.integers(1, 300)),
             observe=draw(st.floats(0, 2)),
             refine=refine,
-            delay=0.0 if refine else delay,
+            delay=delay if draws else 0.0,
             freeze=freeze,
         )
     )
