@@ -14,7 +14,7 @@ from onnx_fliqs.passes.define_gradients import STOP, STOP_KEY, DefineGradientsPa
 from onnx_fliqs.passes.expose_optional_outputs import ExposeOptionalOutputsPass
 from onnx_fliqs.passes.lower_for_gradient import LowerForGradientPass
 from onnx_fliqs.passes.remove_unused import RemoveUnusedPass
-from onnx_fliqs.runtime import load_training, quiet_options
+from onnx_fliqs.runtime import load_training, quiet_options, reason_of
 from onnx_fliqs.site_functions import DOMAIN, GRADIENT_KEY, site_gradients
 
 __all__ = ["GRADIENT", "build_gradient", "promote_initializers"]
@@ -84,9 +84,8 @@ def build_gradient(model: ir.Model, loss: str, parameters: Sequence[str]) -> onn
         )
         builder.build()
     except Exception as error:  # its exceptions share no base
-        reason = " ".join(str(error).split())
         raise UnsupportedError(
-            f"ONNX Runtime cannot differentiate the model: {reason}"
+            f"ONNX Runtime cannot differentiate the model: {reason_of(error)}"
         ) from error
     result = onnx.load_from_string(builder.get_model())
     _flatten_gradients(result.graph, parameters, loss)

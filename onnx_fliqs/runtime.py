@@ -42,6 +42,7 @@ __all__ = [
     "load_training",
     "make_session",
     "quiet_options",
+    "reason_of",
     "register_custom_ops",
     "run_bound",
     "run_session",
@@ -61,7 +62,9 @@ _SEVERITY_FATAL: Final = 4
 
 # "[ONNXRuntimeError] : 1 : FAIL : " and the place in its source, "/src/model.cc:180 f(int) "
 _ERROR_CODE: Final = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
-_SOURCE_PLACE: Final = re.compile(r"\S+\.(?:cc|h|cpp):\d+ (?:[^()]*\([^()]*\) )?")
+_SOURCE_PLACE: Final = re.compile(
+    r"\S+\.(?:cc|h|cpp):\d+ (?:[^()]*\([^()]*\)(?:::<lambda\([^()]*\)>)? )?"
+)
 _UNKNOWN: Final = re.compile(
     r"Fatal error: (?P<domain>.+):(?P<operator>\w+)\(-?\d+\) is not a "
 )
@@ -203,7 +206,7 @@ def register_custom_ops(library: Path) -> None:
         load_onnxruntime().SessionOptions().register_custom_ops_library(str(path))
     except Exception as error:  # ONNX Runtime's exceptions share no other base.
         raise ConfigError(
-            f"{library} is no library of custom operators: {_reason(error)}"
+            f"{library} is no library of custom operators: {reason_of(error)}"
         ) from error
     if path not in _custom_ops:
         _custom_ops.append(path)
@@ -389,10 +392,10 @@ def _one_line_failures() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # ONNX Runtime's exceptions share no other base.
-        raise RunError(f"ONNX Runtime cannot run the model: {_reason(error)}") from error
+        raise RunError(f"ONNX Runtime cannot run the model: {reason_of(error)}") from error
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What ONNX Runtime says, without codes and places in its source."""
     return _SOURCE_PLACE.sub("", _ERROR_CODE.sub("", _one_line(error)))
 
@@ -401,7 +404,7 @@ def _translate(
     error: Exception, model: ir.Model | onnx.ModelProto | bytes | Path
 ) -> ModelError:
     """Turn what ONNX Runtime raised while loading into one line for the user."""
-    reason = _reason(error)
+    reason = reason_of(error)
     if isinstance(error, (EncodeError, ValueError)):
         return UnsupportedError(f"the model is too big for one message: {reason}")
     name = str(model) if isinstance(model, Path) else "the model"

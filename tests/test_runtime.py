@@ -29,6 +29,7 @@ from onnx_fliqs.runtime import (
     load_training,
     make_session,
     quiet_options,
+    reason_of,
     register_custom_ops,
     run_session,
 )
@@ -242,6 +243,14 @@ def test_a_refused_model_is_unsupported_in_one_line(model: bytes, reason: str) -
     assert reason in text
     assert "ONNXRuntimeError" not in text
     assert "onnxruntime_src" not in text
+
+
+def test_a_reason_has_no_places_in_foreign_source() -> None:
+    error = RuntimeError(
+        "/onnxruntime_src/a/state.cc:621 onnxruntime::python::add(pybind11::module&)::<lambda("
+        "onnxruntime::python::Context*)> [ONNXRuntimeError] : 1 : FAIL : Node (a) is wrong\n"
+    )
+    assert reason_of(error) == "Node (a) is wrong"
 
 
 def test_an_unknown_operator_is_named_with_the_way_to_its_library() -> None:
