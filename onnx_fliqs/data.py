@@ -77,8 +77,8 @@ def input_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
     """List what a model must be fed: its inputs, without those that have a default value.
 
     Raises:
-        UnsupportedError: An input is not a tensor of a known type, or has its samples along
-            another axis than the first.
+        UnsupportedError: An input is not a tensor of a known type.
+        DataError: An input has its samples along another axis than the first.
     """
     specs = []
     fed = [value for value in model.graph.inputs if not value.is_initializer()]
@@ -99,7 +99,7 @@ def _refuse_other_batch_axes(inputs: Sequence[ir.Value]) -> None:
         return
     for value, shape in shapes.items():
         if shape and shape[0] != batch and batch in shape[1:]:
-            raise UnsupportedError(
+            raise DataError(
                 f"input {value.name!r} has its samples along axis {shape.index(batch)}, not"
                 f" along the first: fix the batch size {batch.value!r} of the model to 1"
             )

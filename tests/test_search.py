@@ -973,10 +973,11 @@ def test_a_state_with_its_samples_along_another_axis_is_refused() -> None:
         weights={"w": (4, 6)},
         constants={"a": [0]},
     )
-    with pytest.raises(
-        UnsupportedError, match=r"'h' has its samples along axis 1.*'N'.* to 1"
-    ):
+    with pytest.raises(DataError, match=r"'h' has its samples along axis 1.*'N'.* to 1"):
         search(model, None, SMALL)
+    found = api.inspect(model)
+    assert [layer.op_type for layer in found.layers] == ["MatMul"]
+    assert "'h' has its samples along axis 1" in found.warnings[0]
 
 
 def test_the_budget_of_a_checkpoint_is_exact() -> None:
