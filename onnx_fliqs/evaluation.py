@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_fliqs.data import Dataset, check_labels, input_specs
 from onnx_fliqs.emission import required_level
 from onnx_fliqs.errors import ConfigError, DataError, UnsupportedError
-from onnx_fliqs.judged import exposed, judged_values, tensor_outputs
+from onnx_fliqs.judged import chosen_outputs, exposed, judged_values, tensor_outputs
 from onnx_fliqs.objective import Metric, metric_of, quality, varies
 from onnx_fliqs.runtime import OptimizationLevel, make_session, run_session
 
@@ -190,13 +190,14 @@ def _scores(
     The largest scores in their order, say, are no scores of classes.
     """
     assert dataset.labels is not None
-    judged = [each.name for each in judged_values(model)]
     whole = {k: v for k, v in outputs.items() if v.dtype.kind in "biu"}
-    direct = {name: outputs[name] for name in judged if name in outputs}
-    if any(v.ndim >= 2 for v in direct.values()):
-        return direct
+    chosen = chosen_outputs(model) - whole.keys()
+    kept = {name: values for name, values in outputs.items() if name not in chosen}
+    if any(v.ndim >= 2 for k, v in kept.items() if k not in whole):
+        return kept
     if any(v.size == dataset.labels.size for v in whole.values()):
-        return whole
+        return kept
+    judged = [each.name for each in judged_values(model)]
     behind = run_dataset(make_session(exposed(model, judged), level=level), dataset, judged)
     return behind if any(v.ndim >= 2 for v in behind.values()) else outputs
 

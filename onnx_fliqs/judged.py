@@ -17,6 +17,7 @@ from onnx_fliqs.passes._graph import with_bodies
 __all__ = [
     "FLOATS",
     "Judged",
+    "chosen_outputs",
     "compared_names",
     "exposed",
     "judged_values",
@@ -100,6 +101,12 @@ def judged_values(model: ir.Model) -> tuple[Judged, ...]:
         for value, judged in found.items()
         if judged.name == judged.output or not _leads_to(value, found.keys() - {value})
     )
+
+
+def chosen_outputs(model: ir.Model) -> frozenset[str]:
+    """Outputs that hold what was decided, as the largest scores in their order do."""
+    chosen = _facts(model).chosen
+    return frozenset(str(value.name) for value in model.graph.outputs if value in chosen)
 
 
 def compared_names(model: ir.Model) -> list[str]:

@@ -400,3 +400,24 @@ def test_an_output_that_is_an_initializer_is_part_of_the_signature() -> None:
     )
     data = data_for(stored, 30, labels=False)
     assert evaluate_model(stored, data, against=computed).samples == 30
+
+
+def test_what_comes_out_of_integers_is_scored_itself() -> None:
+    """Behind an embedding, an integer product is no layer that is known here."""
+    model = support.model(
+        """g (int64[N] i) => (float[N,3] y) {
+            e = Gather (t, i)
+            q, s, z = DynamicQuantizeLinear (e)
+            p = MatMulInteger (q, w8, z)
+            f = Cast <to = 1> (p)
+            y = Mul (f, s) }""",
+        weights={"t": (9, 4)},
+    )
+    weight = np.random.default_rng(0).integers(-9, 9, (4, 3)).astype(np.int8)
+    value = ir.val("w8", const_value=ir.tensor(weight, name="w8"))
+    product = next(node for node in model.graph if node.op_type == "MatMulInteger")
+    product.replace_input_with(1, value)
+    model.graph.register_initializer(value)
+    i = np.arange(9)
+    classes = support.run(model, {"i": i})[0].argmax(axis=1)
+    assert evaluate_model(model, Dataset({"i": i}, classes, input_specs(model))).value == 1.0
