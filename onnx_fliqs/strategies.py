@@ -158,25 +158,30 @@ def greedy_choices(
         InfeasibleError: Lowered as far as it helps, the formats cost more than a budget.
     """
     chosen = list(start)
+    # With borders, a step may pay only together with a later one, and what saved something may
+    # cost more again: from then on every step is one down.
+    only_down = False
+    taken = 0
     while (total := shares(costs, borders, chosen)).max() > 1 + 1e-9:
         steps: list[tuple[float, float, int, int]] = []
-        # With borders, a step may pay only together with a later one.
-        downwards: list[tuple[float, float, int, int]] = []
         for i, current in enumerate(chosen):
             row = costs[i].reshape(len(costs[i]), -1)
             saved = (row[current] - row).T[total > 1].sum(axis=0)
             beyond = np.maximum(total - row[current] + row - 1, 0.0).sum(axis=1)
             saving = np.flatnonzero(beyond < beyond[current]).tolist()
-            lower = list(range(current)) if borders else []
-            for found, able in ((steps, saving), (downwards, lower)):
-                choice = min(reversed(able), key=damage[i].__getitem__, default=None)
-                if choice is not None:
-                    found.append((float(damage[i][choice]), -float(saved[choice]), i, choice))
-        steps = steps or downwards
+            able = list(range(current)) if only_down else saving
+            choice = min(reversed(able), key=damage[i].__getitem__, default=None)
+            if choice is not None:
+                steps.append((float(damage[i][choice]), -float(saved[choice]), i, choice))
+        if not steps and borders and not only_down:
+            only_down = True
+            continue
         if not steps:
             raise InfeasibleError("lowering formats step by step never meets the budget")
         *_, decision, choice = min(steps)
         chosen[decision] = choice
+        taken += 1
+        only_down |= bool(borders) and taken > sum(map(len, costs))
     return tuple(chosen)
 
 

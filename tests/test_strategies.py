@@ -239,6 +239,15 @@ def test_a_precise_format_may_be_faster_than_a_coarse_one() -> None:
     assert program_choices((np.array([0.99, 0.5]),), [np.array([1.0, 0.0])], (), []) == (1,)
 
 
+def test_greed_ends_where_borders_undo_what_it_saves() -> None:
+    """Own costs fall towards the middle choice, and no assignment is cheap enough."""
+    table = (np.array([0.5, 0.36, 0.7]),) * 2
+    damage = (np.array([1.0, 0.1, 0.0]),) * 2
+    border = Border(0, 1, (("a", "b", "c"), ("d", "e", "f")), 0.5)
+    with pytest.raises(InfeasibleError):
+        greedy_choices((2, 2), table, damage, (border,))
+
+
 def test_greed_starts_where_it_is_told_to() -> None:
     """The last of several that cost the same need not be the most precise."""
     table = (np.array([0.25, 0.5, 0.5]),) * 2
