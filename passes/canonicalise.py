@@ -36,6 +36,7 @@ from onnx_fliqs.passes.prefer_integer_operators import PreferIntegerOperatorsPas
 from onnx_fliqs.passes.refuse_unsupported import (
     refuse_bad_numbers,
     refuse_quantized,
+    refuse_reserved_names,
     refuse_training_mode,
     refuse_unfeedable,
 )
@@ -88,10 +89,11 @@ def canonicalise(model: ir.Model, *, remove_quantization: bool = False) -> ir.Mo
     Raises:
         UnsupportedError: It is already quantized, in training mode, or of an opset that cannot
             be converted.
-        ModelError: A weight is not finite.
+        ModelError: A weight is not finite, or a name is reserved.
     """
     with _quiet():
         _flatten(model)
+        refuse_reserved_names(model)
         if not remove_quantization:
             refuse_quantized(model)
         refuse_training_mode(model)

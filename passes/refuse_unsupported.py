@@ -1,5 +1,6 @@
 """Say at once what cannot be quantized, instead of failing halfway."""
 
+import itertools
 import re
 from typing import Final
 
@@ -13,6 +14,7 @@ from onnx_fliqs.passes._qonnx_quantizers import is_qonnx
 __all__ = [
     "refuse_bad_numbers",
     "refuse_quantized",
+    "refuse_reserved_names",
     "refuse_training_mode",
     "refuse_unfeedable",
 ]
@@ -31,6 +33,8 @@ _NOT_IN_NUMPY: Final = frozenset(
     for dtype in ir.DataType
     if dtype is ir.DataType.BFLOAT16 or (dtype.is_floating_point() and dtype.bitwidth <= 8)
 )
+_RESERVED: Final = "onnx_fliqs."
+"""How the names begin of what the passes add to a graph."""
 _CHECKED_TYPES: Final = frozenset(
     (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 )
@@ -72,6 +76,22 @@ def refuse_unfeedable(model: ir.Model) -> None:
                     f"{kind} {value.name!r} is {value.type.dtype.name}, which ONNX Runtime"
                     " does not exchange with Python; export the model with float32 or float16"
                     " inputs and outputs"
+                )
+
+
+def refuse_reserved_names(model: ir.Model) -> None:
+    """Raise if a value has a name such as the passes give to what they add.
+
+    Raises:
+        ModelError: Such a value exists.
+    """
+    for graph in model.graphs():
+        made = (value for node in graph for value in node.outputs)
+        for value in itertools.chain(graph.inputs, graph.initializers.values(), made):
+            if value.name is not None and value.name.startswith(_RESERVED):
+                raise ModelError(
+                    f"{value.name!r}: names that begin with {_RESERVED!r} are reserved;"
+                    " rename the tensor"
                 )
 
 

@@ -249,6 +249,17 @@ def test_a_weight_that_is_not_finite_is_an_error(number: float, message: str) ->
         canonicalise(original)
 
 
+@pytest.mark.parametrize("role", ["x", "w", "inner", "y"])
+def test_reserved_names_are_refused(role: str) -> None:
+    text = "g (float[N,2] x) => (float[N,2] y) { inner = MatMul (x, w) y = Relu (inner) }"
+    original = model(text, weights={"w": (2, 2)})
+    graph = original.graph
+    values = [*graph.inputs, *graph.initializers.values(), *(n.outputs[0] for n in graph)]
+    next(value for value in values if value.name == role).name = "onnx_fliqs.scales"
+    with pytest.raises(ModelError, match=r"^'onnx_fliqs.scales': names that begin with"):
+        canonicalise(original)
+
+
 def test_an_operator_of_a_newer_opset_is_refused_by_name() -> None:
     text = "g (float[N,4] x, int64 axis) => (float[N,4] y) { y = CumProd (x, axis) }"
     original = model(text, header='<ir_version: 12, opset_import: ["" : 26]>')
