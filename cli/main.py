@@ -6,6 +6,8 @@ is quick and works without ONNX Runtime.
 
 import importlib
 import logging
+import signal
+import threading
 from typing import Any, Final
 
 import click
@@ -77,7 +79,8 @@ class _Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="onnx-fliqs")
 @click.option("-v", "--verbose", is_flag=True, help="Log what the passes do.")
-def main(verbose: bool) -> None:
+@click.pass_context
+def main(ctx: click.Context, verbose: bool) -> None:
     """Mixed-precision quantization search for ONNX models.
 
     Exit codes: 0 done, 1 other error, 2 usage, 3 model not supported, 4 budget infeasible,
@@ -89,3 +92,12 @@ def main(verbose: bool) -> None:
     )
     for library in ("onnxscript", "onnx_ir"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    _end_as_by_ctrl_c(ctx)
+
+
+def _end_as_by_ctrl_c(ctx: click.Context) -> None:
+    """Let SIGTERM do what Ctrl-C does: schedulers send it some time before they kill."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        ctx.call_on_close(lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -119,7 +119,7 @@ def command(
     Of several budgets, every one is met.
 
     Writes the quantized model, the assignment (.assignment.json) beside it, and while it runs
-    a checkpoint folder. Ctrl-C stops; --resume continues to the same result.
+    a checkpoint folder. Ctrl-C or SIGTERM stops; --resume continues to the same result.
     """
     from onnx_fliqs.assignment import Assignment
     from onnx_fliqs.checkpoint import Checkpoint

@@ -444,7 +444,7 @@ def wait_for_line(process: "subprocess.Popen[str]", words: str) -> None:
 LONG = ("--steps", "160", "--batch-size", "16", "--threads", "2", "--bits", "4.5")
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_search_resumes_to_the_same_bytes(
     how: signal.Signals, model: Path, tmp_path: Path
 ) -> None:
@@ -459,7 +459,7 @@ def test_a_stopped_search_resumes_to_the_same_bytes(
     folder = output.with_suffix(".checkpoint")
     assert folder.is_dir()
     assert not output.exists()
-    if how is signal.SIGINT:
+    if how is not signal.SIGKILL:
         assert process.returncode == 1
         assert "--resume" in error
         assert "Traceback" not in error
@@ -470,6 +470,12 @@ def test_a_stopped_search_resumes_to_the_same_bytes(
         == whole.with_suffix(".assignment.json").read_bytes()
     )
     assert not folder.exists()
+
+
+def test_the_command_leaves_the_callers_signals_as_they_were() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("targets").exit_code == 0
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_checkpoint_that_is_not_resumed_is_kept(model: Path, tmp_path: Path) -> None:
