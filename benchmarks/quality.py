@@ -11,7 +11,9 @@ same data, step, optimizer and learning rate. ::
 
 Runs are lines of ``runs.jsonl``; what is there is not run again, so a stopped benchmark goes
 on where it was, and several processes may fill one folder, each with runs of its own. Test
-data is read by the report alone (``quality_report.py``), when the runs are done.
+data is read by the report alone (``quality_report.py``), when the runs are done. It writes
+``results.jsonl``, which as ``runs.jsonl`` of another folder gives the same report, and can be
+added to: ``results/`` holds those of docs/measurements.md, as far as they have been kept.
 
 With ``--development MODELS``, the same on models that do not know the images which judge them,
 from the folder that ``development_models.py`` wrote. These have judged settings as well.
@@ -128,7 +130,11 @@ def _config(run: Run, folder: Path, workers: int | None) -> SearchConfig:
 
 def _found(run: Run, folder: Path) -> Assignment:
     """The assignment of the search with the same settings."""
-    return Assignment.read(folder / f"{run.with_strategy(_SEARCH).name}.assignment.json")
+    return Assignment.read(_file(run, folder))
+
+
+def _file(run: Run, folder: Path) -> Path:
+    return folder / f"{run.with_strategy(_SEARCH).name}.assignment.json"
 
 
 def _measured(result: SearchResult) -> dict[str, Any]:
@@ -153,12 +159,11 @@ def _run_all(runs: Sequence[Run], folder: Path, workers: int | None) -> int:
         if run in rows:
             continue
         if run.strategy in (_PTQ, _RETRAIN):
-            searched = rows.get(run.with_strategy(_SEARCH))
-            if searched is None:
-                print(f"{run.name}: needs the run of {_SEARCH} first", file=sys.stderr)
-                left_out += 1
+            if "refused" in rows.get(run.with_strategy(_SEARCH), {}):
                 continue
-            if "refused" in searched:
+            if not _file(run, folder).exists():
+                print(f"{run.name}: needs the files of {_SEARCH} first", file=sys.stderr)
+                left_out += 1
                 continue
         try:
             row = _execute(run, folder, workers)

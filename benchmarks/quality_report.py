@@ -40,10 +40,15 @@ _LEAST_SPENT: Final = 0.98
 
 
 def _tested(rows: Iterable[Row], folder: Path) -> list[Row]:
-    """Accuracy of every emitted file on the test data, each measured once."""
+    """Accuracy of every emitted file on the test data, each measured once.
+
+    Rows of ``results.jsonl`` bring it along.
+    """
     store = _Tests(folder)
     return [
-        {**row, "accuracy": 100 * store.accuracy(row["model"], folder / f"{name}.onnx")}
+        row
+        if "accuracy" in row
+        else {**row, "accuracy": 100 * store.accuracy(row["model"], folder / f"{name}.onnx")}
         for name, row in ((Run.of(row).name, row) for row in rows)
         if "refused" not in row
     ]
@@ -316,12 +321,18 @@ def _times(cells: Cells) -> str:
 def report(folder: Path) -> str:
     """Write ``quality.md`` and the plots of everything in the folder; returns the text.
 
+    ``results.jsonl`` holds the runs with their accuracies: all that a report needs.
+
     Runs of other numbers of steps or samples are reported apart.
     """
     rows = read_rows(folder / "runs.jsonl")
     refused = {(r["model"], r["space"], r["refused"]) for r in rows if "refused" in r}
     groups: dict[tuple[int, int], list[Row]] = defaultdict(list)
-    for row in _tested(rows, folder):
+    tested = _tested(rows, folder)
+    kept = [*tested, *(row for row in rows if "refused" in row)]
+    lines = (f"{json.dumps(row)}\n" for row in kept)
+    (folder / "results.jsonl").write_text("".join(lines), encoding="utf-8")
+    for row in tested:
         groups[row["steps"], row["batch_size"]].append(row)
     parts = [f"# Quality\n\n{_floats(rows, folder)}"]
     for (steps, batch), found in sorted(groups.items()):
@@ -330,8 +341,8 @@ def report(folder: Path) -> str:
         for cost in ("bops", "bytes"):
             plot(cells, cost, _CHOSEN, folder / f"quality_{steps}x{batch}_{cost}.svg")
     if refused:
-        lines = (f"- {model}, {space}: {why}" for model, space, why in sorted(refused))
-        parts.append("## Refused\n\n" + "\n".join(lines))
+        reasons = (f"- {model}, {space}: {why}" for model, space, why in sorted(refused))
+        parts.append("## Refused\n\n" + "\n".join(reasons))
     commits = sorted({row["commit"] for row in rows})
     parts.append(f"Runs made at {', '.join(commits)}; report: {json.dumps(provenance())}")
     text = "\n\n".join(parts)
