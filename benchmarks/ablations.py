@@ -94,12 +94,12 @@ def _searches(name: str, *values: Any) -> dict[str, Variant]:
     return {_title(value): Variant({name: value}) for value in values}
 
 
-_ON_DRAWS: Mapping[str, Any] = {"refine": 0, "observe": 0.5, "freeze": 0.1}
+_ON_DRAWS: Mapping[str, Any] = {"observe": 0.5, "freeze": 0.1}
 """Weights train on draws of the critic's policy."""
 
 
 def _on_draws(name: str, *values: Any) -> dict[str, Variant]:
-    """Values of a setting that counts only where draws are scored; compare "refine", "0"."""
+    """Values of a setting that counts only where draws are scored; compare "trained on"."""
     if name in ControllerConfig.__dataclass_fields__:
         return {_title(value): Variant(_ON_DRAWS, {name: value}) for value in values}
     return {_title(value): Variant({**_ON_DRAWS, name: value}) for value in values}
@@ -132,13 +132,12 @@ CHOICES: dict[str, dict[str, Variant]] = {
     "learning rate": _searches("learning_rate", 5e-4, 1e-3, 4e-3),
     "distillation": _searches("distillation", 0.0, 1.0),
     "observe": _searches("observe", 0.15, 0.3, 0.5),
-    "refine": {
-        **_searches("refine", 1, 6),
-        "0: weights train on draws": Variant(_ON_DRAWS),
-        "0, not observed either": Variant({"refine": 0, "delay": 0.2, "freeze": 0.5}),
+    "trained on": {
+        "draws": Variant(_ON_DRAWS),
+        "draws, not observed": Variant({"delay": 0.2, "freeze": 0.5}),
     },
     "weight damage": _searches("weight_damage", 0.03, 0.3, 1.0),
-    "freeze": _searches("freeze", 0.3, 0.9),
+    "freeze": _on_draws("freeze", 0.3, 0.9),
     "draws": _on_draws("draws", 2, 8),
     "held-out batch": _on_draws("held_out_batch", 16, 32, 128),
     "temperature": _on_draws("temperature", 0.05, 0.5, 1.0),

@@ -359,7 +359,7 @@ class _SearchStep:
             self._scales = self._growth(self._scales, report.growth, taken)
 
     def on_draws(self) -> None:
-        """Also score draws on held-out samples, and learn from them (``refine=0``)."""
+        """Also score draws on held-out samples, and learn from them (``freeze``)."""
         self.step()
         draws = [sample(self._policy, self._rng) for _ in range(self._setup.config.draws)]
         candidates = [self._drawn(draw) for draw in draws]

@@ -59,27 +59,24 @@ class SearchConfig:
     """Share of the divergence from the float model where the loss is ``auto`` and there are
     labels."""
     validation: float = 0.1
-    """Share of the data (at most 2,000 samples) that does not train: it measures formats,
-    confirms refinements and tells which weights are best."""
+    """Share of the data (at most 2,000 samples) that does not train: it measures formats
+    and tells which weights are best."""
     observe: float = 0.0
     """Critic: rounds of draws that are scored on the float network before anything trains, as
     a share of the steps. 0: the policy begins with what single changes cost."""
     weight_damage: float = 0.1
     """Critic: by what the damage of weights counts beside that of activations, where their
     formats are chosen apart: what training leaves of it."""
-    refine: int = 3
-    """Critic: how often the assignment that the weights train on is refined while they do,
-    evenly up to ``freeze``. 0: weights train on draws of the policy, which goes on learning
-    from them at every step, as REINFORCE does."""
     delay: float = 0.0
-    """Share of the steps before the policy learns: formats are drawn uniformly. REINFORCE,
-    which observes nothing before, wants about 0.2 (and ``freeze`` about 0.75)."""
-    freeze: float = 0.6
-    """Share of the steps after which the assignment is fixed; the rest trains it alone. From
-    there on the best weights are looked for, by all strategies."""
+    """Share of the steps before the policy learns, if weights train on its draws: formats are
+    drawn uniformly. REINFORCE, which knows nothing before, wants about 0.2."""
+    freeze: float = 0.0
+    """Share of the steps in which weights train on draws of the policy, which learns from
+    them. Then the assignment is fixed, and the rest trains it alone. 0: it is fixed before the
+    first step. REINFORCE, which learns from draws only, wants about 0.75."""
     draws: int = 4
     """Assignments of the policy that are scored on one held-out batch, where draws are scored
-    (``observe``, ``refine=0``, REINFORCE)."""
+    (``observe``, ``freeze``)."""
     held_out_batch: int = 64
     threshold_rate: float = 10.0
     """Learning rate of the clipping thresholds of activations and weights, as a multiple of
@@ -145,14 +142,18 @@ class SearchConfig:
             raise ConfigError(
                 f"weight_damage must not be negative, got {self.weight_damage:g}"
             )
-        if self.refine < 0:
-            raise ConfigError(f"refine must not be negative, got {self.refine}")
         if not 0 <= self.delay <= self.freeze <= 1:
             raise ConfigError("delay and freeze must satisfy 0 <= delay <= freeze <= 1")
-        if self.delay > 0 and (self.refines or self.strategy is not Strategy.FLIQS):
+        if self.freeze > 0 and self.strategy is not Strategy.FLIQS:
             raise ConfigError(
-                "delay is for weights that train on draws: it needs a search with refine=0 or"
-                " REINFORCE"
+                f"the strategy {self.strategy.value!r} fixes formats before training: leave"
+                " out freeze"
+            )
+        reinforce = self.controller.method is Method.REINFORCE
+        if self.freeze == 0 and reinforce and self.strategy is Strategy.FLIQS:
+            raise ConfigError(
+                "REINFORCE learns from the draws that weights train on: it needs freeze above"
+                " 0, about 0.75"
             )
 
     def _check_assignment(self) -> None:
@@ -181,12 +182,6 @@ class SearchConfig:
         if isinstance(self.budget, Budget):
             return (self.budget,)
         return self.budget or ()
-
-    @property
-    def refines(self) -> bool:
-        """Whether weights train on an assignment that is refined, not on draws."""
-        critic = self.controller.method is Method.CRITIC
-        return critic and self.strategy is Strategy.FLIQS and self.refine > 0
 
     @property
     def threads(self) -> int:

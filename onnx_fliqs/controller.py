@@ -92,7 +92,7 @@ class RewardForm(enum.Enum):
 class ControllerConfig:
     """Settings of the controllers.
 
-    The critic's count where draws are scored (``SearchConfig.observe``, or ``refine=0``): by
+    The critic's count where draws are scored (``SearchConfig.observe`` and ``freeze``): by
     default it is told what single changes cost, and ``cooling`` alone leaves a trace, in the
     entropy that is reported.
     """

@@ -2,7 +2,6 @@
 
 import enum
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,8 +14,10 @@ __all__ = ["Phase", "Schedule"]
 _COOLED: Final = 0.9
 """How far the critic's policy has cooled before the first step if weights train on its draws,
 as a share: it should hardly change its mind any more."""
+_EVALUATED_FROM: Final = 0.6
 _EVALUATIONS: Final = 5
-"""How often the frozen phase looks for its best weights, at most."""
+"""The best weights are looked for after this share of the steps, if the assignment is fixed by
+then, and so often at most."""
 _WARM_UP: Final = 20
 _LEAST_RATE: Final = 0.05
 """The learning rate at the end, as a share of the largest."""
@@ -29,7 +30,9 @@ class Phase(enum.Enum):
     """Before the first step: a round of draws on the float network; nothing trains."""
     DELAY = "delay"
     SEARCH = "search"
-    FROZEN = "frozen"
+    """The weights train on draws of the policy, which learns from them."""
+    TRAIN = "train"
+    """The assignment is fixed, and the weights train on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,6 @@ class Schedule:
     """When what would be fixed is noted, to see at the end whether it was still changing."""
     rounds: int
     """Rounds of observation before the first step."""
-    refinements: Mapping[int, int]
-    """Step → number of the refinement that comes before it, 1 for the first."""
     evaluations_from: int
     """The first step after which the best weights are looked for, of all strategies."""
     learning_rate: float
@@ -54,22 +55,20 @@ class Schedule:
 
     @classmethod
     def of(cls, config: SearchConfig) -> "Schedule":
-        """The times that the settings ask for; the baselines have the frozen phase only."""
-        searches = config.strategy is Strategy.FLIQS
-        last = min(round(config.freeze * config.steps), config.steps - 1)
-        freeze = last if searches else 0
+        """The times that the settings ask for; the baselines train only."""
+        last = config.steps - 1
+        freeze = min(round(config.freeze * config.steps), last)
         delay = min(round(config.delay * config.steps), freeze)
-        observes = searches and config.controller.method is Method.CRITIC
-        count = config.refine if config.refines else 0
-        refinements = {round(freeze * n / count): n for n in range(1, count + 1)}
+        observes = (
+            config.strategy is Strategy.FLIQS and config.controller.method is Method.CRITIC
+        )
         return cls(
             steps=config.steps,
             delay=delay,
             freeze=freeze,
             look_back=freeze - (freeze - delay) // 4,
             rounds=round(config.observe * config.steps) if observes else 0,
-            refinements=refinements,
-            evaluations_from=last,
+            evaluations_from=max(freeze, min(round(_EVALUATED_FROM * config.steps), last)),
             learning_rate=config.learning_rate,
         )
 
@@ -79,18 +78,18 @@ class Schedule:
         return self.rounds + self.steps
 
     @property
-    def refines(self) -> bool:
-        """Whether weights train on an assignment that is refined, not on draws."""
-        return bool(self.refinements)
+    def draws(self) -> bool:
+        """Whether weights train on draws of the policy at first."""
+        return self.freeze > 0
 
     def phase(self, step: int) -> Phase:
         """Of the step that comes after so many."""
         if step >= self.freeze:
-            return Phase.FROZEN
+            return Phase.TRAIN
         return Phase.DELAY if step < self.delay else Phase.SEARCH
 
     def evaluates(self, step: int) -> bool:
-        """Whether the frozen weights are measured after so many steps."""
+        """Whether the weights are measured after so many steps."""
         every = -(-(self.steps - self.evaluations_from) // _EVALUATIONS)
         return step > self.evaluations_from and (self.steps - step) % every == 0
 
@@ -103,17 +102,17 @@ class Schedule:
     def observed(self, number: int) -> float:
         """How far the policy has cooled in a round of observation, 0 for the first, up to 1.
 
-        Where weights train on an assignment, that is chosen when all rounds are over.
+        Where weights do not train on draws, the assignment is fixed when all rounds are over.
         """
-        return (1.0 if self.refines else _COOLED) * number / self.rounds
+        return (_COOLED if self.draws else 1.0) * number / self.rounds
 
     def cooled(self, step: int) -> float:
         """How far the policy has cooled, up to 1 when the assignment is fixed.
 
         It starts at the end of the delay: from 0, or from where observation left off.
         """
-        if self.refines:
+        if step >= self.freeze:
             return 1.0
         start = _COOLED if self.rounds else 0.0
-        passed = (step - self.delay) / max(1, self.freeze - self.delay)
+        passed = max(0, step - self.delay) / max(1, self.freeze - self.delay)
         return start + (1 - start) * passed

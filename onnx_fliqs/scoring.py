@@ -22,8 +22,6 @@ __all__ = ["EVALUATION_BATCH", "Scoring"]
 Outputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 EVALUATION_BATCH: Final = 64
-_ROUND: Final = 2
-"""Purpose of what a round of refinement draws."""
 _LEAST_LOSS: Final = 1e-30
 """Of which there is a logarithm."""
 
@@ -60,28 +58,6 @@ class Scoring:
     ) -> list[float]:
         """Mean divergences from the float model over the first samples."""
         return self._means(self._step.divergences, candidates, train, scales, samples)
-
-    def losses_in_round(
-        self,
-        candidates: Sequence[Choices],
-        train: TrainState,
-        scales: ScaleTable,
-        drawn: Sequence[tuple[int, int]],
-        size: int,
-    ) -> npt.NDArray[np.float64]:
-        """Losses on batches that are drawn for a round: [batches, candidates].
-
-        Args:
-            candidates: Assignments.
-            train: The weights.
-            scales: The thresholds.
-            drawn: Numbers of a round, and of a batch in it. Those of one round have no sample
-                in common.
-            size: Samples of a batch.
-        """
-        values = [self._setup.values(choices, scales) for choices in candidates]
-        rows = [self._mean_losses(train, self._in_round(*n, size), values) for n in drawn]
-        return np.array(rows, np.float64)
 
     def scores(
         self, draws: Sequence[Choices], train: TrainState, scales: ScaleTable, number: int
@@ -158,16 +134,8 @@ class Scoring:
     def _drawn(self, number: int) -> list[Batch]:
         """Samples by number, of another stream than those that train."""
         data, seed = self._setup.held_out, self._setup.config.seed
-        return self._fed(batch_indices(len(data), self._drawn_size, number, seed + 1))
-
-    def _in_round(self, number: int, batch: int, size: int) -> list[Batch]:
-        data, seed = self._setup.held_out, self._setup.config.seed
-        order = np.random.default_rng([seed, number, _ROUND]).permutation(len(data))
-        return self._fed(order[batch * size : (batch + 1) * size])
-
-    def _fed(self, rows: npt.NDArray[np.int64]) -> list[Batch]:
-        """Some samples as the model accepts them: in one batch, unless it fixes their size."""
-        data = self._setup.held_out
+        rows = batch_indices(len(data), self._drawn_size, number, seed + 1)
+        # In one batch, unless the model fixes its size.
         size = data.fixed_batch or len(rows)
         return [make_batch(data, part) for part in rows.reshape(-1, size)]
 

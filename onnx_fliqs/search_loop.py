@@ -1,21 +1,16 @@
 """The one-shot search: weights and assignment are found together, then one is fixed.
 
-Before the first step the critic is told how far each layer alone takes the float network's
-outputs away from what they were (:mod:`~onnx_fliqs.sensitivity`). It may observe rounds of
-draws as well, from a policy that cools down until it is deterministic. The search begins with
-what the policy then prefers within the budget. And:
-
-1. *search*: the weights train on the assignment within the budget that is held to be best. Now
-   and then it is refined (:mod:`~onnx_fliqs.refinement`): changes are scored on held-out
-   samples with the weights as they are by then, which have mended some damage and not other;
-2. *frozen*: the assignment is fixed after a last refinement, and the weights train on.
+1. *observe*: the critic is told how far each layer alone takes the float network's outputs
+   away from what they were (:mod:`~onnx_fliqs.sensitivity`). It may observe rounds of draws as
+   well, from a policy that cools down until it is deterministic;
+2. *delay* and *search*, if the search is by draws (``SearchConfig.freeze``): formats are drawn
+   uniformly at first, while the policy does not learn. Then the weights train on draws of the
+   policy, which learns from the loss of several draws on held-out samples;
+3. *train*: what the policy prefers within the budget is fixed, and the weights train on it.
    The best weights on the held-out samples are what is served.
 
-REINFORCE, and the critic if nothing is refined, search by draws instead. They begin with a
-*delay*, in which formats are drawn uniformly and the policy does not learn; in the search
-phase the weights train on draws of the policy, which learns from the loss of several draws on
-held-out samples; and what it prefers within the budget is fixed. The baselines
-(see :mod:`~onnx_fliqs.strategies`) have the frozen phase only.
+By default there is no second phase. The baselines (see :mod:`~onnx_fliqs.strategies`) have the
+third only, and REINFORCE lacks the first.
 
 Everything a step does is a function of its number, the seed and one :class:`SearchState`, so a
 search that continues from a checkpoint ends with the same bytes as one that never stopped.
@@ -58,7 +53,6 @@ from onnx_fliqs.learned_thresholds import Growth, learned_thresholds
 from onnx_fliqs.operand_lines import operand_lines, references
 from onnx_fliqs.prepare import make_batch, with_sites
 from onnx_fliqs.projection import project
-from onnx_fliqs.refinement import plan, refine
 from onnx_fliqs.refit_thresholds import refit_thresholds
 from onnx_fliqs.reinforce import Reinforce
 from onnx_fliqs.report import SearchResult
@@ -87,12 +81,9 @@ logger = logging.getLogger(__name__)
 
 _DAMAGE_SAMPLES: Final = 256
 """Held-out samples on which the baselines measure single changes of format, at most."""
-_MEASURED: Final = 1.0
-_REFINED: Final = 0.25
-"""Held-out samples on which single changes of the float network, and refinements, are scored,
-for each sample that the weights train on."""
 _MOST_MEASURED: Final = 512
-"""Held-out samples on which single changes of the float network are scored, at most."""
+"""Held-out samples on which single changes of the float network are scored, at most. All
+together they are no more than the weights train on."""
 _MOST_SKIPPED: Final = 20
 """Steps in a row without a finite gradient after which a search gives up."""
 
@@ -109,7 +100,7 @@ class Progress:
     """Training loss of this step; NaN if nothing trains."""
     held_out: float
     """Loss on held-out samples, where it was measured, else NaN: the mean of the policy's
-    draws, or that of the assignment that the weights train on."""
+    draws, or that of the fixed assignment."""
     cost: float
     """Expected cost as a share of the budget; of several, the largest share."""
     entropy: float
@@ -268,7 +259,7 @@ class _Run:
             state = self._noted(state, number + 1, report)
             if progress is not None:
                 progress(report)
-        return replace(state, current=self._choose(state)) if schedule.refines else state
+        return state
 
     def loop(
         self, state: SearchState, progress: Callable[[Progress], None] | None
@@ -292,8 +283,6 @@ class _Run:
     def _advance(self, state: SearchState) -> tuple[SearchState, Progress]:
         config, schedule, step = self._setup.config, self._schedule, state.step
         held_out = math.nan
-        if step in schedule.refinements and self._setup.refining_batch is not None:
-            state, held_out = self._refine(state, schedule.refinements[step])
         if step == schedule.freeze:
             state = self._fix(state)
         elif step == schedule.look_back:
@@ -302,9 +291,8 @@ class _Run:
             state = replace(state, scales=self._refitted(state))
         rng = np.random.default_rng([config.seed, step, 0])
         policy = self._policy(state)
-        fixed = state.final or state.current
-        state, loss = self._train(state, fixed or sample(policy, rng))
-        if fixed is None:
+        state, loss = self._train(state, state.final or sample(policy, rng))
+        if state.final is None:
             state, held_out = self._learn(state, policy, rng, schedule.rounds + step)
         state = replace(state, step=step + 1)
         measured = None
@@ -341,9 +329,8 @@ class _Run:
         return self._controller.policy(state.controller, self._schedule.cooled(state.step))
 
     def _expected_cost(self, state: SearchState, policy: Policy) -> float:
-        fixed = state.final or state.current
-        if fixed is not None:
-            return spent(self._costs, self._borders, fixed)
+        if state.final is not None:
+            return spent(self._costs, self._borders, state.final)
         return expected_cost(policy, self._costs)
 
     def _train(self, state: SearchState, choices: Choices) -> tuple[SearchState, float]:
@@ -418,8 +405,6 @@ class _Run:
         if strategy is Strategy.RANDOM:
             rng = np.random.default_rng(self._setup.config.seed)
             return random_choices(costs, rng, borders)
-        if strategy is Strategy.FLIQS and state.current is not None:
-            return state.current
         if strategy is Strategy.FLIQS:
             preferences = self._controller.preferences(state.controller)
             slack = self._controller.slack
@@ -453,7 +438,7 @@ class _Run:
     def _refitted(self, state: SearchState) -> Scales:
         """Thresholds that follow the weights, for what they train on or the likeliest draw."""
         policy = self._controller.policy(state.controller, self._schedule.cooled(state.step))
-        choices = state.final or state.current or most_probable(policy)
+        choices = state.final or most_probable(policy)
         return refit_thresholds(self._setup, self._step, state.train, state.scales, choices)
 
     def _make_controller(self) -> Controller[Any]:
@@ -461,7 +446,8 @@ class _Run:
         setup, config = self._setup, self._setup.config
         if config.controller.method is Method.REINFORCE:
             return Reinforce(self._costs, config.controller)
-        measures = self._schedule.rounds or self._schedule.refines
+        searches = config.strategy is Strategy.FLIQS
+        measures = searches and (self._schedule.rounds or not self._schedule.draws)
         sensitivity = self._measure_sensitivity() if measures else ()
         measured = tuple(row[:, None] for row in sensitivity)
         return Critic(self._costs, measured or setup.distortions, config.controller)
@@ -471,7 +457,8 @@ class _Run:
         setup = self._setup
         measured = (along for own in self._lines for along in measured_choices(own))
         evaluations = 1 + sum(map(len, measured))
-        samples = min(int(self._samples_for(_MEASURED) / evaluations), _MOST_MEASURED)
+        trained_on = setup.config.steps * setup.config.batch_size
+        samples = min(trained_on // evaluations, _MOST_MEASURED)
         initial = self._step.initial()
         return measure_sensitivity(
             self._lines,
@@ -482,48 +469,12 @@ class _Run:
             setup.config.weight_damage,
         )
 
-    def _samples_for(self, share: float) -> float:
-        """A share of the samples that the weights train on."""
-        config = self._setup.config
-        return share * config.steps * config.batch_size
-
-    # --- refinement ------------------------------------------------------------------------
-
-    def _refine(self, state: SearchState, number: int) -> tuple[SearchState, float]:
-        """Refine what the weights train on, with the weights as they are.
-
-        Args:
-            state: Before.
-            number: Of the refinement, 1 for the first.
-
-        Returns:
-            The state after it, and the loss on held-out samples that decided.
-        """
-        size, samples = self._setup.refining_batch, len(self._setup.held_out)
-        assert state.current is not None
-        assert size is not None
-        evaluations = self._samples_for(_REFINED) / size / len(self._schedule.refinements)
-        effort = plan(evaluations, len(self._costs), samples // size)
-        refined, loss = refine(
-            state.current,
-            self._costs,
-            self._controller.preferences(state.controller),
-            lambda candidates, drawn: self._scoring.losses_in_round(
-                candidates, state.train, state.scales, drawn, size
-            ),
-            effort=effort,
-            first=(number - 1) * effort.rounds,
-            borders=self._borders,
-            to_spend=self._to_spend,
-        )
-        return replace(state, current=refined), loss
-
     # --- the end ---------------------------------------------------------------------------
 
     def conclude(self, state: SearchState, started: float) -> SearchResult:
         """The result, after the last step."""
         favourites = None
-        if self._setup.config.strategy is Strategy.FLIQS and not self._schedule.refines:
+        if self._schedule.draws:
             favourites = most_probable(self._controller.policy(state.controller, 1.0))
         return conclude(
             self._setup,

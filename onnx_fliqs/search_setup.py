@@ -23,13 +23,11 @@ from onnx_fliqs.legality import check_pairs
 from onnx_fliqs.model import fingerprint
 from onnx_fliqs.objective import Metric, Objective, choose_objective
 from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data, weights_of
-from onnx_fliqs.refinement import FEWEST_BATCHES
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.sampling import split
 from onnx_fliqs.search_state import Scales
 from onnx_fliqs.sites import ScaleTable, SearchSpace, SiteValues
 from onnx_fliqs.sources import DataSource, ModelSource, dataset_of, model_of
-from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.target_files import parse_target, target_to_json
 from onnx_fliqs.targets import Target
 from onnx_fliqs.trainability import why_frozen
@@ -63,9 +61,6 @@ class Setup:
     objective: Objective
     train: Dataset
     held_out: Dataset
-    refining_batch: int | None
-    """Held-out samples of a batch on which changes are scored, whole batches of a model that
-    fixes their size; None: there are too few to tell what a change is worth."""
     identity: Mapping[str, Any]
     warnings: tuple[str, ...]
 
@@ -124,12 +119,6 @@ def set_up(source: ModelSource, data: DataSource | None, config: SearchConfig) -
             " pass --data for a model to ship"
         )
     train, held_out = split(dataset, _validation_share(len(dataset), config), config.seed)
-    refining_batch = _refining_batch(held_out, config)
-    if refining_batch is None and config.strategy is Strategy.FLIQS and config.refines:
-        warnings.append(
-            f"the formats stay as they were chosen before training: {len(held_out)} held-out"
-            " samples are too few to tell what a change is worth; give more data"
-        )
     objective = _objective(prepared, train, config)
     _check_signal(config.controller.signal, train, objective)
     if train.labels is not None and not objective.uses_labels and config.loss != "auto":
@@ -161,7 +150,6 @@ def set_up(source: ModelSource, data: DataSource | None, config: SearchConfig) -
         objective,
         train,
         held_out,
-        refining_batch,
         identity,
         tuple(warnings),
     )
@@ -212,12 +200,6 @@ def _with_values(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _validation_share(samples: int, config: SearchConfig) -> float:
     return min(config.validation, _LARGEST_VALIDATION / samples)
-
-
-def _refining_batch(held_out: Dataset, config: SearchConfig) -> int | None:
-    fewest = len(held_out) // FEWEST_BATCHES
-    size = held_out.whole_batches(min(config.held_out_batch, fewest))
-    return size if 0 < size <= fewest else None
 
 
 def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Objective:

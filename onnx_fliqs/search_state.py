@@ -40,8 +40,6 @@ class SearchState:
     """What the policy has learned; the controller knows its form."""
     scales: Scales
     history: History
-    current: Choices | None = None
-    """What the weights train on before an assignment is fixed; None: on draws."""
     earlier: Choices | None = None
     """What would have been fixed at three quarters of the search phase."""
     final: Choices | None = None
@@ -74,7 +72,7 @@ def to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Arra
         "history/sums": state.history.sums,
         "history/counts": state.history.counts,
     }
-    assignments = {"current": state.current, "earlier": state.earlier, "final": state.final}
+    assignments = {"earlier": state.earlier, "final": state.final}
     arrays |= {n: np.array(a, np.int64) for n, a in assignments.items() if a is not None}
     if state.best is not None:
         arrays |= {
@@ -108,7 +106,6 @@ def from_arrays(
         controller=controller.from_arrays(_below("controller", arrays)),
         scales=_scales_below("scales", arrays),
         history=History(arrays["history/sums"], arrays["history/counts"]),
-        current=_choices("current", arrays),
         earlier=_choices("earlier", arrays),
         final=_choices("final", arrays),
         entropy=float(arrays["entropy"]),

@@ -37,7 +37,7 @@ class Strategy(enum.Enum):
     """How the assignment is chosen."""
 
     FLIQS = "fliqs"
-    """By the policy controller, from measured single changes; refined while weights train."""
+    """By the policy controller, from measured single changes."""
     ILP = "ilp"
     """The least sum of damages within the budget, by an integer program (HAWQ-V3)."""
     GREEDY = "greedy"

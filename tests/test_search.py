@@ -1,7 +1,6 @@
 """The search from end to end: budgets, the same bytes, interruptions, and refusals."""
 
 import functools
-import itertools
 import json
 import logging
 import math
@@ -41,7 +40,6 @@ from onnx_fliqs.evaluation import evaluate_model
 from onnx_fliqs.model import load_model
 from onnx_fliqs.precision import parse_precision, parse_space, separated
 from onnx_fliqs.prepare import prepare
-from onnx_fliqs.refinement import FEWEST_BATCHES
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.schedule import Phase
 from onnx_fliqs.search_loop import Progress, search
@@ -63,7 +61,6 @@ QUICK = SearchConfig(
     held_out_batch=16,
     draws=2,
     observe=0.5,
-    freeze=0.75,
     workers=1,
     seed=3,
 )
@@ -237,23 +234,23 @@ def test_the_ort_cpu_target_gets_what_it_runs(bits: float | None, uniform: bool)
 
 def test_the_progress_tells_the_phases_in_order() -> None:
     recorder = Recorder()
-    draws = replace(QUICK, refine=0, delay=0.2)
+    draws = replace(QUICK, delay=0.2, freeze=0.75)
     search(DIGITS, digits(), draws, progress=recorder)
     reports = recorder.reports
     assert [report.step for report in reports] == list(range(1, 25))
     phases = list(dict.fromkeys(report.phase for report in reports))
-    assert phases == [Phase.DELAY, Phase.SEARCH, Phase.FROZEN]
+    assert phases == [Phase.DELAY, Phase.SEARCH, Phase.TRAIN]
     assert sorted(reports, key=lambda r: phases.index(r.phase)) == reports
     for report in reports:
         assert report.steps == 24
         assert np.isfinite(report.loss)
-        judged = report.phase is not Phase.FROZEN or report.quality is not None
+        judged = report.phase is not Phase.TRAIN or report.quality is not None
         assert np.isfinite(report.held_out) == judged
         assert report.cost > 0
         assert report.entropy >= 0
-        if report.phase is not Phase.FROZEN:
+        if report.phase is not Phase.TRAIN:
             assert report.quality is None
-    frozen = [r for r in reports if r.phase is Phase.FROZEN]
+    frozen = [r for r in reports if r.phase is Phase.TRAIN]
     assert all(r.cost <= 1.000001 for r in frozen)
     assert frozen[-1].quality is not None
     assert 0 <= frozen[-1].quality <= 1
@@ -263,7 +260,7 @@ def test_by_default_nothing_is_delayed() -> None:
     recorder = Recorder()
     search(DIGITS, digits(), replace(SMALL, steps=20), progress=recorder)
     phases = [report.phase for report in recorder.reports]
-    assert phases == [Phase.SEARCH] * 12 + [Phase.FROZEN] * 8
+    assert phases == [Phase.TRAIN] * 20
 
 
 class Told:
@@ -288,27 +285,27 @@ class Told:
         monkeypatch.setattr(TrainStep, "losses", watched)
 
 
-@pytest.mark.parametrize("refine", [0, 2])
+@pytest.mark.parametrize("freeze", [0.0, 0.5])
 @pytest.mark.parametrize(("observe", "rounds"), [(0.0, 0), (0.5, 4), (1.5, 12)])
 def test_the_critic_observes_before_anything_trains(
-    observe: float, rounds: int, refine: int, monkeypatch: pytest.MonkeyPatch
+    observe: float, rounds: int, freeze: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told, recorder = Told(monkeypatch), Recorder()
-    config = replace(SMALL, freeze=0.5, observe=observe, refine=refine)
+    config = replace(SMALL, freeze=freeze, observe=observe)
     search(DIGITS, digits(), config, progress=recorder)
     assert [report.step for report in recorder.rounds] == list(range(1, rounds + 1))
     for report in recorder.rounds:
         assert report.steps == rounds
         assert np.isfinite([report.held_out, report.cost, report.entropy]).all()
-    # Without refinement the critic goes on learning in the four steps of the search phase, of
-    # which the first trains before it scores.
-    assert told.trained == [False] * rounds + [True] * (0 if refine else 4)
+    # Where weights train on draws, the critic goes on learning in the four steps of the search
+    # phase, of which the first trains before it scores.
+    assert told.trained == [False] * rounds + [True] * (4 if freeze else 0)
 
 
 def test_a_search_that_is_interrupted_while_it_observes_starts_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(SMALL, freeze=0.5, observe=0.5)
+    config = replace(SMALL, observe=0.5)
     with monkeypatch.context() as context:
         Told(context, stop=2)
         with pytest.raises(InterruptedSearchError, match="before the first step"):
@@ -320,7 +317,9 @@ def test_a_search_that_is_interrupted_while_it_observes_starts_anew(
 @pytest.mark.parametrize("method", list(Method))
 @pytest.mark.parametrize("draws", [2, 3])
 def test_every_method_ends_in_the_budget(method: Method, draws: int) -> None:
-    config = replace(QUICK, draws=draws, controller=ControllerConfig(method=method), steps=12)
+    config = replace(
+        QUICK, draws=draws, controller=ControllerConfig(method=method), steps=12, freeze=0.75
+    )
     budget = Budget(BudgetKind.BITS, 5.0)
     result = search(DIGITS, digits(), replace(config, budget=budget))
     # The critic leaves a few per cent of the budget of so small a network, where what would
@@ -338,7 +337,7 @@ def test_a_baseline_chooses_before_training(strategy: Strategy, tmp_path: Path) 
     recorder = Recorder()
     result = search(DIGITS, digits(), config, progress=recorder)
     assert_sound(result)
-    assert {report.phase for report in recorder.reports} == {Phase.FROZEN}
+    assert {report.phase for report in recorder.reports} == {Phase.TRAIN}
     assert result.entropy is None
     assert result.to_dict()["strategy"] == strategy.value
     cost = share_of(result, budget, "int-l")
@@ -367,10 +366,7 @@ def test_formats_of_as_many_bits_are_told_apart_by_what_they_do(
         SMALL, space="e3m4,e5m2", separate=separate, strategy=strategy, budget=budget
     )
     result = search(DIGITS, digits(), config)
-    found = list(result.assignment.layers.values())
-    # Refinements that see few samples take e5m2 where nothing is lost by it.
-    least = len(found) // 2 if strategy is Strategy.FLIQS else len(found)
-    assert found.count("e3m4") >= least
+    assert set(result.assignment.layers.values()) == {"e3m4"}
 
 
 def test_a_given_assignment_is_trained_in_all_steps(
@@ -382,7 +378,7 @@ def test_a_given_assignment_is_trained_in_all_steps(
     assert_sound(result)
     assert result.assignment == quick.assignment
     assert result.cost == quick.cost
-    assert {report.phase for report in recorder.reports} == {Phase.FROZEN}
+    assert {report.phase for report in recorder.reports} == {Phase.TRAIN}
     assert [report.cost for report in recorder.reports] == pytest.approx([1.0] * 24)
     assert result.entropy is None
     assert result.to_dict()["strategy"] == "fixed"
@@ -476,8 +472,6 @@ def test_a_search_that_ends_too_early_says_so() -> None:
         told = [getattr(report, name) for report in reports]
         known = [math.nan if value is None else value for value in curves[name]]
         assert known == pytest.approx(told, nan_ok=True)
-    refined = [r.step for r in recorder.reports if math.isfinite(r.held_out)]
-    assert set(refined) >= {7, 13, 19}
 
 
 def test_what_loses_nothing_has_converged(quick: SearchResult) -> None:
@@ -577,8 +571,7 @@ def test_checkpoints_do_not_change_the_result(quick: SearchResult, tmp_path: Pat
     assert folder.is_dir()
 
 
-# Refined before steps 7, 13 and 19, where the search ends.
-@pytest.mark.parametrize("step", [1, 6, 7, 11, 18, 19, 24])
+@pytest.mark.parametrize("step", [1, 6, 7, 14, 15, 23, 24])
 def test_an_interrupted_search_resumes_to_the_same_bytes(
     quick: SearchResult, tmp_path: Path, step: int
 ) -> None:
@@ -665,7 +658,7 @@ if __name__ == "__main__":
     model, data, folder = map(Path, sys.argv[1:])
     config = SearchConfig(
         steps=24, batch_size=16, held_out_batch=16, draws=2, workers=1, seed=3,
-        space="int4,int6,int8", observe=0.5, freeze=0.75, checkpoint_every=2,
+        space="int4,int6,int8", observe=0.5, checkpoint_every=2,
     )
     search(model, data, config, checkpoint=folder, progress=told)
 """
@@ -872,24 +865,6 @@ def test_what_fills_up_a_fixed_batch_counts_for_little(
     assert sorted(np.bincount(np.concatenate(rows))) == [1, 1, *[2] * 7]
 
 
-def test_what_confirms_a_refinement_has_not_been_seen(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The best of several changes is better on the samples that chose it by chance alone."""
-    rng, seen = np.random.default_rng(0), set()
-
-    def noise(_: TrainStep, train: TrainState, batch: Batch, values: Any) -> list[float]:
-        assert batch.rows is not None
-        seen.add(tuple(batch.rows))
-        return list(rng.random(len(values)))
-
-    monkeypatch.setattr(TrainStep, "losses", noise)
-    model = mlp()
-    search(model, samples(model, 450), replace(SMALL, refine=1))
-    assert len(seen) == FEWEST_BATCHES
-    assert len(set(itertools.chain(*seen))) == 4 * FEWEST_BATCHES
-
-
 def test_a_fixed_batch_does_not_decide_how_many_samples_are_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -914,12 +889,16 @@ def test_a_fixed_batch_does_not_decide_how_many_samples_are_looked_at(
     counts = {}
     for size in ("N", "1", "4"):
         model = support.model(MLP.replace("N", size), weights=MLP_WEIGHTS)
-        for strategy, refine in ((Strategy.FLIQS, 1), (Strategy.FLIQS, 0), (Strategy.ILP, 1)):
+        for strategy, freeze in (
+            (Strategy.FLIQS, 0.0),
+            (Strategy.FLIQS, 0.5),
+            (Strategy.ILP, 0.0),
+        ):
             seen.clear()
-            config = replace(SMALL, steps=12, batch_size=64, strategy=strategy, refine=refine)
+            config = replace(SMALL, steps=12, batch_size=64, strategy=strategy, freeze=freeze)
             search(model, samples(model, 900), config)
             for name, rows in seen.items():
-                counts[size, strategy, refine, name] = len(rows)
+                counts[size, strategy, freeze, name] = len(rows)
     for (size, *what), count in counts.items():
         if what[-1] == "losses":
             assert count == counts[("N", *what)], (size, what)  # type: ignore[index]
@@ -1011,15 +990,6 @@ def test_ctrl_c_while_single_changes_are_measured_stops_cleanly(
     assert closed == [True]
 
 
-@pytest.mark.parametrize(("count", "few"), [(90, True), (110, False)])
-def test_too_few_samples_to_refine_on_are_reported(count: int, few: bool) -> None:
-    model = mlp()
-    for config in (SMALL, replace(SMALL, refine=0), replace(SMALL, strategy=Strategy.ILP)):
-        result = search(model, samples(model, count), config)
-        warned = any("too few to tell what a change is worth" in w for w in result.warnings)
-        assert warned == (few and config is SMALL)
-
-
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_search_of_few_steps_still_ends_in_a_model(steps: int) -> None:
     model = mlp()
@@ -1031,9 +1001,7 @@ def test_a_search_of_few_steps_still_ends_in_a_model(steps: int) -> None:
 )
 def test_phases_may_be_empty(delay: float, freeze: float) -> None:
     model = mlp()
-    assert_sound(
-        search(model, samples(model), replace(SMALL, refine=0, delay=delay, freeze=freeze))
-    )
+    assert_sound(search(model, samples(model), replace(SMALL, delay=delay, freeze=freeze)))
 
 
 def first_too_large(data: Dataset) -> Iterator[Dataset]:

@@ -19,8 +19,9 @@ from onnx_fliqs.errors import ConfigError, InterruptedSearchError
 from onnx_fliqs.optimizer import Optimizer
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.schedule import Phase
-from onnx_fliqs.search_loop import Progress, search
+from onnx_fliqs.search_loop import Progress, _Run, search
 from onnx_fliqs.search_setup import set_up
+from onnx_fliqs.search_state import SearchState
 from onnx_fliqs.sensitivity import measure_sensitivity
 from onnx_fliqs.thresholds import Statistics, Thresholds
 
@@ -36,13 +37,12 @@ CONFIG = SearchConfig(
     threshold_rate=0.0,
     workers=1,
     learning_rate=1e-2,
-    refine=0,
     observe=0.5,
     delay=0.2,
     freeze=0.5,
 )
-REFINED = replace(CONFIG, refine=3, delay=0.0, refresh=None, threshold_rate=10.0)
-APART = replace(REFINED, separate=None, observe=0.0)
+FIXED = replace(CONFIG, delay=0.0, freeze=0.0, refresh=None, threshold_rate=10.0)
+APART = replace(FIXED, separate=None, observe=0.0)
 
 
 def change(controller: Mapping[str, Any] | None = None, **settings: Any) -> SearchConfig:
@@ -53,7 +53,7 @@ def policy_gradient(**settings: Any) -> SearchConfig:
     return change({"method": Method.REINFORCE, "learning_rate": 0.5, **settings})
 
 
-PLAIN = {"critic": CONFIG, "reinforce": policy_gradient(), "refined": REFINED, "apart": APART}
+PLAIN = {"critic": CONFIG, "reinforce": policy_gradient(), "fixed": FIXED, "apart": APART}
 # Name → which of the two it changes, and how.
 CHOICES: dict[str, tuple[str, SearchConfig]] = {
     "loss": ("critic", change({"signal": Signal.LOSS})),
@@ -68,23 +68,22 @@ CHOICES: dict[str, tuple[str, SearchConfig]] = {
     "calibrated": ("critic", change(statistics=Statistics.CALIBRATED)),
     "momentum": ("critic", change(optimizer=Optimizer.RELATIVE_MOMENTUM)),
     "adam": ("critic", change(optimizer=Optimizer.ADAM)),
-    "refined": ("critic", REFINED),
-    "refined twice": ("refined", replace(REFINED, refine=2)),
-    "refined, not observed": ("refined", replace(REFINED, observe=0.0)),
-    "formats apart": ("refined", APART),
+    "fixed": ("critic", FIXED),
+    "fixed, not observed": ("fixed", replace(FIXED, observe=0.0)),
+    "formats apart": ("fixed", APART),
     "damage of weights": ("apart", replace(APART, weight_damage=10.0)),
     "learned thresholds": ("critic", change(refresh=None, threshold_rate=10.0)),
     "learned thresholds, momentum": (
-        "refined",
-        replace(REFINED, optimizer=Optimizer.RELATIVE_MOMENTUM),
+        "fixed",
+        replace(FIXED, optimizer=Optimizer.RELATIVE_MOMENTUM),
     ),
-    "slowly learned thresholds": ("refined", replace(REFINED, threshold_rate=1)),
-    "thresholds that stay": ("refined", replace(REFINED, threshold_rate=0.0)),
+    "slowly learned thresholds": ("fixed", replace(FIXED, threshold_rate=1)),
+    "thresholds that stay": ("fixed", replace(FIXED, threshold_rate=0.0)),
     "reinforce, learned thresholds": (
         "reinforce",
         replace(policy_gradient(), refresh=None, threshold_rate=10.0),
     ),
-    "refined, refreshed": ("refined", replace(REFINED, refresh=3, threshold_rate=0.0)),
+    "fixed, refreshed": ("fixed", replace(FIXED, refresh=3, threshold_rate=0.0)),
     "one-sided": ("reinforce", policy_gradient(reward=RewardForm.ONE_SIDED)),
     "exponential": (
         "reinforce",
@@ -214,21 +213,20 @@ def test_an_agreement_without_classes_is_refused() -> None:
 
 
 @pytest.mark.parametrize("observe", [0.0, 0.5])
-def test_a_search_begins_with_what_the_policy_prefers(
+def test_weights_train_on_what_the_policy_prefers_from_the_first_step(
     observe: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun: list[tuple[int, ...]] = []
+    trained: list[tuple[int, ...]] = []
+    train = _Run._train
 
-    def keep(
-        start: tuple[int, ...], *_: object, **__: object
-    ) -> tuple[tuple[int, ...], float]:
-        begun.append(start)
-        return start, 0.0
+    def noted(run: _Run, state: SearchState, choices: tuple[int, ...]) -> Any:
+        trained.append(choices)
+        return train(run, state, choices)
 
-    monkeypatch.setattr("onnx_fliqs.search_loop.refine", keep)
+    monkeypatch.setattr(_Run, "_train", noted)
     monkeypatch.setattr("onnx_fliqs.search_loop.project", lambda *_: (0, 1, 0))
-    result = search(network(), samples(), replace(REFINED, steps=2, observe=observe))
-    assert begun[0] == (0, 1, 0)
+    result = search(network(), samples(), replace(FIXED, steps=2, observe=observe))
+    assert trained == [(0, 1, 0)] * 2
     assert list(result.assignment.layers.values()) == ["int2", "int4", "int2"]
 
 
@@ -245,7 +243,7 @@ def test_without_draws_the_policy_is_that_of_single_changes(
         monkeypatch.setattr(
             "onnx_fliqs.search_loop.measure_sensitivity", lambda *_, g=growth: tuple(g)
         )
-        config = replace(REFINED, steps=2, refine=1, observe=0.0)
+        config = replace(FIXED, steps=2, observe=0.0)
         chosen = list(search(network(), samples(), config).assignment.layers.values())
         assert chosen[sensitive] != "int2"
 
@@ -263,6 +261,6 @@ def test_single_changes_are_judged_by_the_divergence_from_the_float_model(
 
     monkeypatch.setattr("onnx_fliqs.search_loop.measure_sensitivity", noted)
     for loss in ("cross-entropy", "kl"):
-        search(network(), samples(), replace(REFINED, steps=2, loss=loss, distillation=0.0))
+        search(network(), samples(), replace(FIXED, steps=2, loss=loss, distillation=0.0))
     assert seen[0] == seen[1]
     assert max(seen[0]) > 0
