@@ -15,9 +15,10 @@ _COOLED: Final = 0.9
 """How far the critic's policy has cooled before the first step if weights train on its draws,
 as a share: it should hardly change its mind any more."""
 _EVALUATED_FROM: Final = 0.6
+"""Share of the steps after which the best weights are looked for, unless the assignment is
+fixed later."""
 _EVALUATIONS: Final = 5
-"""The best weights are looked for after this share of the steps, if the assignment is fixed by
-then, and so often at most."""
+"""How often they are looked for, at most."""
 _WARM_UP: Final = 20
 _LEAST_RATE: Final = 0.05
 """The learning rate at the end, as a share of the largest."""

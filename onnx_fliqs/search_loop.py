@@ -1,4 +1,4 @@
-"""The one-shot search: weights and assignment are found together, then one is fixed.
+"""The one-shot search: an assignment, and the weights and thresholds that serve it.
 
 1. *observe*: the critic is told how far each layer alone takes the float network's outputs
    away from what they were (:mod:`~onnx_fliqs.sensitivity`). It may observe rounds of draws as
