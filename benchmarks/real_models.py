@@ -22,7 +22,6 @@ from common import provenance
 from tasks import TASKS
 
 from onnx_fliqs import Budget, BudgetKind, SearchConfig, evaluate, search
-from onnx_fliqs.schedule import Phase
 from onnx_fliqs.search_loop import Progress
 
 _PLAIN = """
@@ -77,7 +76,7 @@ def _run(
     )
 
     def remember(progress: Progress) -> None:
-        if progress.phase is not Phase.OBSERVE:
+        if progress.phase.trains:
             losses.append(progress.loss)
 
     result = search(model, folder / "train.npz", config, progress=remember)

@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 _PLAIN_LINES = 20
+_UNITS = {"measure": "batch", "observe": "round"}
+"""What the phases before the first step are counted in."""
 """Lines of progress where there is no terminal."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
 """Of a curve, from its least to its largest number."""
@@ -375,13 +377,13 @@ class SearchProgress(_Bar):
 
     def __call__(self, step: "Step") -> None:
         """Show one step."""
-        if self._first is None or step.step < self._before:
+        if self._first is None or step.step <= self._before:
             # Counted from the end of the first step, of each phase that has steps of its own:
             # what was prepared before it is not done again.
             self._first, self._started = step.step, self._clock()
         self._before = step.step
         if step.quality is not None:
-            self._quality = f" quality {step.quality:.4f}"
+            self._quality = f"quality {step.quality:.4f}"
         text = self._text(step)
         if self._bar is not None:
             self._bar.update(
@@ -393,24 +395,26 @@ class SearchProgress(_Bar):
             )
         elif step.step % max(1, step.steps // _PLAIN_LINES) == 0 or step.step == step.steps:
             phase = step.phase.value
-            unit = "round" if phase == "observe" else "step"
-            self._print(f"{phase:7} {unit} {step.step}/{step.steps} {text}{self._left(step)}")
+            unit = _UNITS.get(phase, "step")
+            count = f"{phase:7} {unit} {step.step}/{step.steps}"
+            self._print(" ".join(filter(None, (count, text, self._left(step)))))
 
     def _text(self, step: "Step") -> str:
         parts = [] if math.isnan(step.loss) else [f"loss {step.loss:.4f}"]
         if not math.isnan(step.held_out):
             parts.append(f"held-out {step.held_out:.4f}")
-        parts.append(f"cost {step.cost:.2f} x budget")
+        if not math.isnan(step.cost):
+            parts.append(f"cost {step.cost:.2f} x budget")
         if not math.isnan(step.entropy):
             parts.append(f"entropy {step.entropy:.2f}")
-        return " ".join(parts) + self._quality
+        return " ".join([*parts, *filter(None, (self._quality,))])
 
     def _left(self, step: "Step") -> str:
         done = step.step - (self._first or 0)
         if not done or step.step == step.steps:
             return ""
         seconds = (self._clock() - self._started) / done * (step.steps - step.step)
-        return f" {seconds:.0f} s left"
+        return f"{seconds:.0f} s left"
 
 
 class ProfileBar(_Bar):

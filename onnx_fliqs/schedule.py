@@ -27,13 +27,20 @@ _LEAST_RATE: Final = 0.05
 class Phase(enum.Enum):
     """What a step is for."""
 
+    MEASURE = "measure"
+    """Before the first step: single changes of format are scored on a batch."""
     OBSERVE = "observe"
-    """Before the first step: a round of draws on the float network; nothing trains."""
+    """Before the first step: a round of draws is scored on the float network."""
     DELAY = "delay"
     SEARCH = "search"
     """The weights train on draws of the policy, which learns from them."""
     TRAIN = "train"
     """The assignment is fixed, and the weights train on it."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether weights train; what comes before them has numbers of its own."""
+        return self not in (Phase.MEASURE, Phase.OBSERVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,8 @@ class Schedule:
     """When the assignment is fixed."""
     look_back: int
     """When what would be fixed is noted, to see at the end whether it was still changing."""
+    measures: bool
+    """Whether single changes of format are measured before the first step."""
     rounds: int
     """Rounds of observation before the first step."""
     evaluations_from: int
@@ -60,15 +69,16 @@ class Schedule:
         last = config.steps - 1
         freeze = min(round(config.freeze * config.steps), last)
         delay = min(round(config.delay * config.steps), freeze)
-        observes = (
-            config.strategy is Strategy.FLIQS and config.controller.method is Method.CRITIC
-        )
+        critic = config.controller.method is Method.CRITIC
+        observes = critic and config.strategy is Strategy.FLIQS
+        rounds = round(config.observe * config.steps) if observes else 0
         return cls(
             steps=config.steps,
             delay=delay,
             freeze=freeze,
             look_back=freeze - (freeze - delay) // 4,
-            rounds=round(config.observe * config.steps) if observes else 0,
+            measures=observes and (freeze == 0 or rounds > 0),
+            rounds=rounds,
             evaluations_from=max(freeze, min(round(_EVALUATED_FROM * config.steps), last)),
             learning_rate=config.learning_rate,
         )

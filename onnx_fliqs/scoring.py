@@ -20,6 +20,8 @@ from onnx_fliqs.train_step import Batch, TrainState, TrainStep
 __all__ = ["EVALUATION_BATCH", "Scoring"]
 
 Outputs: TypeAlias = Mapping[str, npt.NDArray[Any]]
+Told: TypeAlias = Callable[[int, int], None]
+"""Is told after each batch how many have been scored, and of how many."""
 
 EVALUATION_BATCH: Final = 64
 _LEAST_LOSS: Final = 1e-30
@@ -44,10 +46,11 @@ class Scoring:
         candidates: Sequence[Choices],
         train: TrainState,
         scales: ScaleTable,
-        samples: int | None = None,
+        samples: int,
+        told: Told,
     ) -> list[float]:
-        """Mean losses over the first samples; None: over all."""
-        return self._means(self._step.losses, candidates, train, scales, samples)
+        """Mean losses over the first samples."""
+        return self._means(self._step.losses, candidates, train, scales, samples, told)
 
     def divergences(
         self,
@@ -55,9 +58,10 @@ class Scoring:
         train: TrainState,
         scales: ScaleTable,
         samples: int,
+        told: Told,
     ) -> list[float]:
         """Mean divergences from the float model over the first samples."""
-        return self._means(self._step.divergences, candidates, train, scales, samples)
+        return self._means(self._step.divergences, candidates, train, scales, samples, told)
 
     def scores(
         self, draws: Sequence[Choices], train: TrainState, scales: ScaleTable, number: int
@@ -114,13 +118,17 @@ class Scoring:
         candidates: Sequence[Choices],
         train: TrainState,
         scales: ScaleTable,
-        samples: int | None,
+        samples: int,
+        told: Told,
     ) -> list[float]:
         """Means over the first samples, in whole batches, of what each is scored by."""
         values = [self._setup.values(choices, scales) for choices in candidates]
         size = self.batches[0].size
-        seen = self.batches[: None if samples is None else max(1, samples // size)]
-        rows = [score(train, batch, values) for batch in seen]
+        seen = self.batches[: max(1, samples // size)]
+        rows = []
+        for number, batch in enumerate(seen, start=1):
+            rows.append(score(train, batch, values))
+            told(number, len(seen))
         means = np.average(rows, axis=0, weights=[batch.size for batch in seen])
         return [float(mean) for mean in means]
 

@@ -61,7 +61,14 @@ from onnx_fliqs.sampling import batch_indices
 from onnx_fliqs.schedule import Phase, Schedule
 from onnx_fliqs.scoring import Scoring
 from onnx_fliqs.search_setup import Setup, set_up
-from onnx_fliqs.search_state import Best, Scales, SearchState, from_arrays, to_arrays
+from onnx_fliqs.search_state import (
+    Best,
+    Scales,
+    SearchState,
+    from_arrays,
+    measured,
+    to_arrays,
+)
 from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices
 from onnx_fliqs.sources import DataSource, ModelSource
 from onnx_fliqs.strategies import (
@@ -93,7 +100,8 @@ class Progress:
     """What a step reports."""
 
     step: int
-    """1 for the first; of rounds, while the critic observes."""
+    """1 for the first; of batches while single changes are measured, of rounds while the
+    critic observes."""
     steps: int
     phase: Phase
     loss: float
@@ -102,7 +110,8 @@ class Progress:
     """Loss on held-out samples, where it was measured, else NaN: the mean of the policy's
     draws, or that of the fixed assignment."""
     cost: float
-    """Expected cost as a share of the budget; of several, the largest share."""
+    """Expected cost as a share of the budget; of several, the largest share. NaN while single
+    changes are measured."""
     entropy: float
     """Mean entropy of the policy, in nats; NaN where there is none."""
     quality: float | None
@@ -129,7 +138,8 @@ def search(
             remove it once the result is saved. One that is there and not continued is
             renamed, with ``.old`` behind its name.
         resume: Continue from the folder's checkpoint, if it has one.
-        progress: Called after every step, and after every round of observation.
+        progress: Called after every step, and before the first one after every batch of
+            measurements and every round of observation (see ``Phase``).
 
     Returns:
         The emitted graph, verified in ONNX Runtime, and the report.
@@ -154,11 +164,11 @@ def search(
         note = store.begin(resume)
         setup = replace(setup, warnings=(*setup.warnings, *note))
     try:
-        run = _Run(setup, store)
+        run = _Run(setup, store, progress or _ignore)
     except KeyboardInterrupt:
         raise InterruptedSearchError("stopped before the first step") from None
     try:
-        state = run.loop(run.begin(progress, resume), progress)
+        state = run.loop(run.begin(resume))
         try:
             return run.conclude(state, started)
         except KeyboardInterrupt:
@@ -167,16 +177,26 @@ def search(
         run.close()
 
 
+def _ignore(_: Progress) -> None:
+    """Where nobody wants to be told."""
+
+
 # --- the loop ------------------------------------------------------------------------------
 
 
 class _Run:
     """The sessions of one search, and its step as a function of a SearchState."""
 
-    def __init__(self, setup: Setup, store: Checkpoint | None) -> None:
+    _controller: Controller[Any]
+    """Made when what it starts from is known."""
+
+    def __init__(
+        self, setup: Setup, store: Checkpoint | None, progress: Callable[[Progress], None]
+    ) -> None:
         config, space = setup.config, setup.prepared.space
         self._setup = setup
         self._store = store
+        self._progress = progress
         self._space = space
         self._schedule = Schedule.of(config)
         self._costs, self._borders = setup.costs, setup.borders
@@ -207,9 +227,8 @@ class _Run:
             thresholds=learned,
             threshold_rate=config.threshold_rate,
         )
-        self._scoring = Scoring(setup, self._step)
         try:
-            self._controller = self._make_controller()
+            self._scoring = Scoring(setup, self._step)
         except BaseException:
             self.close()
             raise
@@ -217,17 +236,19 @@ class _Run:
     def close(self) -> None:
         self._step.close()
 
-    def begin(self, progress: Callable[[Progress], None] | None, resume: bool) -> SearchState:
+    def begin(self, resume: bool) -> SearchState:
         """The state of the checkpoint, or the one before the first step."""
-        state = self.restore() if resume else None
-        if state is not None:
-            return state
+        arrays = self._store.read() if self._store is not None and resume else None
         try:
-            return self._observe(self.initial(), progress)
+            known = self._measure_sensitivity() if arrays is None else measured(arrays)
+            self._controller = self._make_controller(known)
+            if arrays is not None:
+                return from_arrays(arrays, self._step, self._controller)
+            return self._observe(self.initial(known))
         except KeyboardInterrupt:
             raise InterruptedSearchError("stopped before the first step") from None
 
-    def initial(self) -> SearchState:
+    def initial(self, known: tuple[Row, ...]) -> SearchState:
         """Nothing observed: calibrated thresholds, and what the policy knows by then."""
         return SearchState(
             0,
@@ -235,11 +256,10 @@ class _Run:
             self._controller.initial(),
             self._setup.scales,
             History.empty(self._schedule.reports),
+            known,
         )
 
-    def _observe(
-        self, state: SearchState, progress: Callable[[Progress], None] | None
-    ) -> SearchState:
+    def _observe(self, state: SearchState) -> SearchState:
         """Rounds of draws on the float network, from a policy that cools down."""
         schedule = self._schedule
         for number in range(schedule.rounds):
@@ -257,13 +277,10 @@ class _Run:
                 quality=None,
             )
             state = self._noted(state, number + 1, report)
-            if progress is not None:
-                progress(report)
+            self._progress(report)
         return state
 
-    def loop(
-        self, state: SearchState, progress: Callable[[Progress], None] | None
-    ) -> SearchState:
+    def loop(self, state: SearchState) -> SearchState:
         """Run the remaining steps; on Ctrl-C, write a checkpoint and stop."""
         config = self._setup.config
         try:
@@ -271,8 +288,7 @@ class _Run:
                 state, report = self._advance(state)
                 if state.step % config.checkpoint_every == 0 or state.step == config.steps:
                     self._save(state)
-                if progress is not None:
-                    progress(report)
+                self._progress(report)
         except KeyboardInterrupt:
             self._save(state)
             raise InterruptedSearchError(
@@ -414,7 +430,7 @@ class _Run:
             self._lines,
             self._space.as_precise,
             lambda candidates: self._scoring.losses(
-                candidates, state.train, state.scales, _DAMAGE_SAMPLES
+                candidates, state.train, state.scales, _DAMAGE_SAMPLES, self._measured
             ),
         )
         if strategy is Strategy.GREEDY:
@@ -441,22 +457,21 @@ class _Run:
         choices = state.final or most_probable(policy)
         return refit_thresholds(self._setup, self._step, state.train, state.scales, choices)
 
-    def _make_controller(self) -> Controller[Any]:
+    def _make_controller(self, known: tuple[Row, ...]) -> Controller[Any]:
         """The controller, told what is known of the layers before anything is drawn."""
-        setup, config = self._setup, self._setup.config
-        if config.controller.method is Method.REINFORCE:
-            return Reinforce(self._costs, config.controller)
-        searches = config.strategy is Strategy.FLIQS
-        measures = searches and (self._schedule.rounds or not self._schedule.draws)
-        sensitivity = self._measure_sensitivity() if measures else ()
-        measured = tuple(row[:, None] for row in sensitivity)
-        return Critic(self._costs, measured or setup.distortions, config.controller)
+        config = self._setup.config.controller
+        if config.method is Method.REINFORCE:
+            return Reinforce(self._costs, config)
+        distortions = tuple(row[:, None] for row in known) or self._setup.distortions
+        return Critic(self._costs, distortions, config)
 
     def _measure_sensitivity(self) -> tuple[Row, ...]:
-        """How far single changes take the float network from what it was."""
+        """How far single changes take the float network from what it was, if that counts."""
         setup = self._setup
-        measured = (along for own in self._lines for along in measured_choices(own))
-        evaluations = 1 + sum(map(len, measured))
+        if not self._schedule.measures:
+            return ()
+        changes = (along for own in self._lines for along in measured_choices(own))
+        evaluations = 1 + sum(map(len, changes))
         trained_on = setup.config.steps * setup.config.batch_size
         samples = min(trained_on // evaluations, _MOST_MEASURED)
         initial = self._step.initial()
@@ -464,9 +479,25 @@ class _Run:
             self._lines,
             setup.distortions,
             lambda candidates: self._scoring.divergences(
-                candidates, initial, setup.scales, samples
+                candidates, initial, setup.scales, samples, self._measured
             ),
             setup.config.weight_damage,
+        )
+
+    def _measured(self, done: int, batches: int) -> None:
+        """Tell that single changes have been scored on so many batches."""
+        unknown = math.nan
+        self._progress(
+            Progress(
+                step=done,
+                steps=batches,
+                phase=Phase.MEASURE,
+                loss=unknown,
+                held_out=unknown,
+                cost=unknown,
+                entropy=unknown,
+                quality=None,
+            )
         )
 
     # --- the end ---------------------------------------------------------------------------
@@ -490,13 +521,6 @@ class _Run:
     def _save(self, state: SearchState) -> None:
         if self._store is not None:
             self._store.write(to_arrays(state, self._controller))
-
-    def restore(self) -> SearchState | None:
-        """The state of the checkpoint, if there is one."""
-        arrays = self._store.read() if self._store is not None else None
-        if arrays is None:
-            return None
-        return from_arrays(arrays, self._step, self._controller)
 
 
 def _part_sizes(setup: Setup) -> list[int]:

@@ -13,7 +13,7 @@ from onnx_fliqs.convergence import History
 from onnx_fliqs.sites import ScaleTable
 from onnx_fliqs.train_step import TrainState, TrainStep
 
-__all__ = ["Best", "Scales", "SearchState", "from_arrays", "to_arrays"]
+__all__ = ["Best", "Scales", "SearchState", "from_arrays", "measured", "to_arrays"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Scales: TypeAlias = dict[tuple[str, str], npt.NDArray[np.float32]]
@@ -40,6 +40,8 @@ class SearchState:
     """What the policy has learned; the controller knows its form."""
     scales: Scales
     history: History
+    measured: tuple[npt.NDArray[np.float64], ...] = ()
+    """For each decision, what each choice costs the float network, if that was measured."""
     earlier: Choices | None = None
     """What would have been fixed at three quarters of the search phase."""
     final: Choices | None = None
@@ -71,6 +73,7 @@ def to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Arra
         **_scale_arrays("scales", state.scales),
         "history/sums": state.history.sums,
         "history/counts": state.history.counts,
+        **{f"measured/{index}": row for index, row in enumerate(state.measured)},
     }
     assignments = {"earlier": state.earlier, "final": state.final}
     arrays |= {n: np.array(a, np.int64) for n, a in assignments.items() if a is not None}
@@ -81,6 +84,12 @@ def to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Arra
             **_scale_arrays("best_scales", state.best.scales),
         }
     return arrays
+
+
+def measured(arrays: Mapping[str, Array]) -> tuple[Array, ...]:
+    """What was measured, of what :func:`to_arrays` wrote: the controller is made of it."""
+    rows = _below("measured", arrays)
+    return tuple(rows[str(index)] for index in range(len(rows)))
 
 
 def from_arrays(
@@ -106,6 +115,7 @@ def from_arrays(
         controller=controller.from_arrays(_below("controller", arrays)),
         scales=_scales_below("scales", arrays),
         history=History(arrays["history/sums"], arrays["history/counts"]),
+        measured=measured(arrays),
         earlier=_choices("earlier", arrays),
         final=_choices("final", arrays),
         entropy=float(arrays["entropy"]),

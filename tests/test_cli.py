@@ -201,8 +201,13 @@ def test_evaluate_emit_inspect_and_validate_agree_with_each_other(
 
 def test_progress_goes_to_stderr_one_line_at_a_time(model: Path) -> None:
     result = run("search", model, "--data", TRAIN, *FAST)
+    measured = [line for line in result.stderr.splitlines() if line.startswith("measure ")]
+    assert measured
+    for number, line in enumerate(measured, start=1):
+        assert line.startswith(f"measure batch {number}/{len(measured)}")
+        assert "  " not in line
     lines = [line for line in result.stderr.splitlines() if "step " in line]
-    assert lines[-1].startswith("frozen  step 12/12")
+    assert lines[-1].startswith("train   step 12/12")
     assert "x budget" in lines[-1]
     assert "step" not in result.stdout
 

@@ -126,21 +126,22 @@ def share_of(
     return spent / budget.limit(prepared)
 
 
-def never(_: Progress) -> None:
-    raise AssertionError("training began")
+def never(report: Progress) -> None:
+    raise AssertionError(f"{report.phase.value} began")
 
 
 class Recorder:
     """Collects the progress, and may stop the search at a step."""
 
     def __init__(self, stop: int = 0, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self.measured: list[Progress] = []
         self.rounds: list[Progress] = []
         self.reports: list[Progress] = []
         self._stop, self._error = stop, error
 
     def __call__(self, report: Progress) -> None:
-        if report.phase is Phase.OBSERVE:
-            self.rounds.append(report)
+        if not report.phase.trains:
+            (self.rounds if report.phase is Phase.OBSERVE else self.measured).append(report)
             return
         self.reports.append(report)
         if report.step == self._stop:
@@ -256,11 +257,31 @@ def test_the_progress_tells_the_phases_in_order() -> None:
     assert 0 <= frozen[-1].quality <= 1
 
 
-def test_by_default_nothing_is_delayed() -> None:
+@pytest.mark.parametrize("strategy", list(Strategy))
+def test_by_default_nothing_is_delayed(strategy: Strategy, quick: SearchResult) -> None:
+    assignment = quick.assignment if strategy is Strategy.FIXED else None
+    config = replace(SMALL, strategy=strategy, assignment=assignment)
     recorder = Recorder()
-    search(DIGITS, digits(), replace(SMALL, steps=20), progress=recorder)
+    search(DIGITS, digits(), config, progress=recorder)
     phases = [report.phase for report in recorder.reports]
-    assert phases == [Phase.TRAIN] * 20
+    assert phases == [Phase.TRAIN] * 8
+    measures = strategy in (Strategy.FLIQS, Strategy.ILP, Strategy.GREEDY)
+    counts = [(report.step, report.steps) for report in recorder.measured]
+    assert bool(counts) == measures
+    assert counts == [(n, len(counts)) for n in range(1, len(counts) + 1)]
+
+
+def test_a_search_that_resumes_measures_nothing_again(
+    quick: SearchResult, tmp_path: Path
+) -> None:
+    folder, recorder = tmp_path / "c", Recorder()
+    with pytest.raises(InterruptedSearchError):
+        search(DIGITS, digits(), QUICK, checkpoint=folder, progress=Recorder(1))
+    resumed = search(
+        DIGITS, digits(), QUICK, checkpoint=folder, resume=True, progress=recorder
+    )
+    assert not recorder.measured
+    assert written(resumed) == written(quick)
 
 
 class Told:
@@ -651,7 +672,7 @@ from onnx_fliqs.schedule import Phase
 from onnx_fliqs.search_loop import search
 
 def told(report):
-    if report.phase is not Phase.OBSERVE:
+    if report.phase.trains:
         print(report.step, flush=True)
 
 if __name__ == "__main__":
