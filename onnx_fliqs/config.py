@@ -63,7 +63,8 @@ class SearchConfig:
     and tells which weights are best."""
     observe: float = 0.0
     """Critic: rounds of draws that are scored on the float network before anything trains, as
-    a share of the steps. 0: the policy begins with what single changes cost."""
+    a share of the steps. 0: the policy is that of what single changes cost; with
+    ``freeze`` it begins with how much formats distort, and nothing is measured."""
     weight_damage: float = 0.1
     """Critic: by what the damage of weights counts beside that of activations, where their
     formats are chosen apart: what training leaves of it."""
