@@ -98,9 +98,14 @@ def test_a_table_takes_what_the_layers_that_read_it_can_ask_for() -> None:
     assert {name: found[name] for name in layers} == layers
 
 
-@pytest.mark.parametrize("method", Method)
-def test_layers_that_share_a_weight_get_one_format(method: Method) -> None:
-    config = replace(QUICK, budget=BITS_5, controller=ControllerConfig(method=method))
+@pytest.mark.parametrize(
+    ("method", "freeze"),
+    [(Method.CRITIC, 0.0), (Method.CRITIC, 0.75), (Method.REINFORCE, 0.75)],
+)
+def test_layers_that_share_a_weight_get_one_format(method: Method, freeze: float) -> None:
+    config = replace(
+        QUICK, budget=BITS_5, controller=ControllerConfig(method=method), freeze=freeze
+    )
     model = FORMS["weight_of_two_convolutions"].build()
     result = search(model, data_for(model, {"x": (2, 5, 5)}), config)
     formats = result.assignment.layers
