@@ -39,9 +39,9 @@ __all__ = [
 ]
 
 _PLAIN_LINES = 20
+"""Lines of progress where there is no terminal."""
 _UNITS = {"measure": "batch", "observe": "round"}
 """What the phases before the first step are counted in."""
-"""Lines of progress where there is no terminal."""
 _BLOCKS = "▁▂▃▄▅▆▇█"
 """Of a curve, from its least to its largest number."""
 _WIDTH = 100

@@ -66,7 +66,7 @@ from onnx_fliqs.search_state import (
     Scales,
     SearchState,
     from_arrays,
-    measured,
+    measurements,
     to_arrays,
 )
 from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices
@@ -240,7 +240,7 @@ class _Run:
         """The state of the checkpoint, or the one before the first step."""
         arrays = self._store.read() if self._store is not None and resume else None
         try:
-            known = self._measure_sensitivity() if arrays is None else measured(arrays)
+            known = self._measure_sensitivity() if arrays is None else measurements(arrays)
             self._controller = self._make_controller(known)
             if arrays is not None:
                 return from_arrays(arrays, self._step, self._controller)

@@ -13,7 +13,7 @@ from onnx_fliqs.convergence import History
 from onnx_fliqs.sites import ScaleTable
 from onnx_fliqs.train_step import TrainState, TrainStep
 
-__all__ = ["Best", "Scales", "SearchState", "from_arrays", "measured", "to_arrays"]
+__all__ = ["Best", "Scales", "SearchState", "from_arrays", "measurements", "to_arrays"]
 
 Array: TypeAlias = npt.NDArray[Any]
 Scales: TypeAlias = dict[tuple[str, str], npt.NDArray[np.float32]]
@@ -86,7 +86,7 @@ def to_arrays(state: SearchState, controller: Controller[Any]) -> dict[str, Arra
     return arrays
 
 
-def measured(arrays: Mapping[str, Array]) -> tuple[Array, ...]:
+def measurements(arrays: Mapping[str, Array]) -> tuple[Array, ...]:
     """What was measured, of what :func:`to_arrays` wrote: the controller is made of it."""
     rows = _below("measured", arrays)
     return tuple(rows[str(index)] for index in range(len(rows)))
@@ -115,7 +115,7 @@ def from_arrays(
         controller=controller.from_arrays(_below("controller", arrays)),
         scales=_scales_below("scales", arrays),
         history=History(arrays["history/sums"], arrays["history/counts"]),
-        measured=measured(arrays),
+        measured=measurements(arrays),
         earlier=_choices("earlier", arrays),
         final=_choices("final", arrays),
         entropy=float(arrays["entropy"]),
