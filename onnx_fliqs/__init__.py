@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from onnx_fliqs.cost import Budget, BudgetKind
     from onnx_fliqs.data import Dataset
     from onnx_fliqs.latency import LatencyTable
-    from onnx_fliqs.latency_profile import ProfileConfig, profile
+    from onnx_fliqs.latency_profile import ProfileConfig, ProfileProgress, profile
     from onnx_fliqs.report import SearchResult
     from onnx_fliqs.rules import Rule
-    from onnx_fliqs.search_loop import search
+    from onnx_fliqs.schedule import Phase
+    from onnx_fliqs.search_loop import Progress, search
     from onnx_fliqs.strategies import Strategy
 
 __all__ = [
@@ -38,7 +39,10 @@ __all__ = [
     "ControllerConfig",
     "Dataset",
     "LatencyTable",
+    "Phase",
     "ProfileConfig",
+    "ProfileProgress",
+    "Progress",
     "Rule",
     "SearchConfig",
     "SearchResult",
@@ -59,7 +63,10 @@ _MODULES: Final = {
     "ControllerConfig": "controller",
     "Dataset": "data",
     "LatencyTable": "latency",
+    "Phase": "schedule",
     "ProfileConfig": "latency_profile",
+    "ProfileProgress": "latency_profile",
+    "Progress": "search_loop",
     "Rule": "rules",
     "SearchConfig": "config",
     "SearchResult": "report",

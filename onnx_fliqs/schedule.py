@@ -32,6 +32,7 @@ class Phase(enum.Enum):
     OBSERVE = "observe"
     """Before the first step: a round of draws is scored on the float network."""
     DELAY = "delay"
+    """The weights train on uniform draws; the policy is told the scores, and stays uniform."""
     SEARCH = "search"
     """The weights train on draws of the policy, which learns from them."""
     TRAIN = "train"
