@@ -145,6 +145,27 @@ def _runs_table(cells: Cells) -> str:
     )
 
 
+def _accuracies(cells: Cells) -> str:
+    """A column per model: mean ± deviation, in brackets how many seeds."""
+    models = [name for name in TASKS if any(name == model for model, *_ in cells)]
+
+    def text(cell: Cell | None) -> str:
+        if cell is None:
+            return ""
+        return f"{cell.accuracy:.2f}{_plus_minus(cell.spread)} ({len(cell.rows)})"
+
+    rows = (
+        (
+            *(space, "-" if bits is None else f"{bits:g}", strategy),
+            *(text(cells.get((model, space, bits, strategy))) for model in models),
+        )
+        for space, bits, strategy in dict.fromkeys(
+            key[1:] for key in sorted(cells, key=lambda key: _order(key)[1:])
+        )
+    )
+    return _markdown(("space", "budget", "strategy", *models), rows)
+
+
 def _searched(cells: Cells) -> list[tuple[str, str, float, Cell]]:
     """The cells of the search."""
     return [
@@ -363,6 +384,7 @@ def _floats(rows: Iterable[Row], folder: Path) -> str:
 def _section(title: str, cells: Cells) -> str:
     compared, differences = _compared(cells)
     tables = {
+        "Accuracy": _accuracies(cells),
         "Gap recovered": _gaps(cells),
         "Search against baselines at equal or lower BOPs": compared,
         "Mean advantage of the search": _advantage(differences),
