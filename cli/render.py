@@ -132,7 +132,8 @@ def print_result(result: "SearchResult") -> None:
         console.print(f"budgets  {used}", markup=False, soft_wrap=True)
     if result.latency is not None:
         _print_latency(console, result.latency)
-    samples = "held-out samples" if result.steps else "the given samples"
+    kind = "held-out" if result.steps else "given"
+    samples = f"{result.samples} {kind} sample{'' if result.samples == 1 else 's'}"
     form = ".4f" if result.metric == "r2" else ".2%"
     console.print(
         f"quality  {result.metric} on {samples}: float {result.float_quality:{form}},"

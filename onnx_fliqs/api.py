@@ -11,6 +11,7 @@ from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.bias_correction import corrected_biases
 from onnx_fliqs.cost import cost_of
 from onnx_fliqs.data import Dataset
+from onnx_fliqs.doubtful_data import doubtful_data
 from onnx_fliqs.emission import emit as emit_verified
 from onnx_fliqs.emission import ship
 from onnx_fliqs.errors import (
@@ -247,6 +248,7 @@ def emit(
         skipped=prepared.space.skipped,
         cost=cost_of(prepared.space, chosen),
         metric=objective.metric.value,
+        samples=len(dataset),
         float_quality=float_quality,
         quantized_quality=quantized,
         untrained_loss=None,
@@ -284,7 +286,10 @@ def _qualities(
         )
         for found in (reference, outputs)
     )
-    return objective, first, second, not_finite(reference, outputs)
+    judged = {name: reference[name] for name in objective.outputs}
+    doubt = doubtful_data(objective.metric, judged, dataset)
+    warnings = (*((doubt,) if doubt else ()), *not_finite(reference, outputs))
+    return objective, first, second, warnings
 
 
 # --- evaluate and validate -----------------------------------------------------------------

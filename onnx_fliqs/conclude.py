@@ -84,6 +84,7 @@ def conclude(
         cost=cost_of(space, chosen),
         budgets=budget_reports(setup.budgets, setup.costs, setup.borders, final),
         metric=metric.value,
+        samples=len(setup.held_out),
         float_quality=float_quality,
         quantized_quality=quantized_quality,
         untrained_loss=state.untrained_loss,

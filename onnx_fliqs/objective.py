@@ -19,6 +19,7 @@ __all__ = [
     "Objective",
     "before_cast",
     "choose_objective",
+    "decisions",
     "metric_of",
     "quality",
     "varies",
@@ -286,14 +287,18 @@ def quality(
         teacher: The float model's outputs, for the other metrics.
     """
     if metric is Metric.ACCURACY:
-        return float(np.mean(_decisions(next(iter(outputs.values()))) == labels))
+        return float(np.mean(decisions(next(iter(outputs.values()))) == labels))
     assert teacher is not None
     measure = _agreement if metric is Metric.AGREEMENT else _r2
     return float(np.mean([measure(values, teacher[name]) for name, values in outputs.items()]))
 
 
-def _decisions(values: Array) -> Array:
-    """The class of each place: -1, which is none, where a score is NaN."""
+def decisions(values: Array) -> Array:
+    """The class of each place, shape [N, ...]: -1, which is none, where a score is NaN.
+
+    Args:
+        values: Scores, shape [N, classes, ...], or whole numbers, which are their own.
+    """
     if values.dtype.kind in "biu":
         return values.astype(np.int64)
     undecided = np.any(np.isnan(values), axis=1)
@@ -301,7 +306,7 @@ def _decisions(values: Array) -> Array:
 
 
 def _agreement(values: Array, teacher: Array) -> float:
-    mine, theirs = _decisions(values), _decisions(teacher)
+    mine, theirs = decisions(values), decisions(teacher)
     decided = values.dtype.kind in "biu" or mine >= 0
     return float(np.mean((mine == theirs) & decided))
 

@@ -62,9 +62,11 @@ class SearchResult:
     skipped: tuple[Skipped, ...]
     cost: Cost
     metric: str
+    samples: int
+    """That quality is measured on: those held out from the data; after an emission without a
+    search, all that were given."""
     float_quality: float
-    """Of the float model, on the samples held out from the data (after an emission without a
-    search: on all that were given)."""
+    """Of the float model."""
     quantized_quality: float
     """Of the emitted graph on the same samples, run at ``optimization_level``."""
     untrained_loss: float | None
@@ -107,6 +109,7 @@ class SearchResult:
             "budgets": [asdict(budget) for budget in self.budgets],
             "quality": {
                 "metric": self.metric,
+                "samples": self.samples,
                 "float": self.float_quality,
                 "quantized": self.quantized_quality,
                 "untrained_loss": self.untrained_loss,

@@ -47,6 +47,7 @@ from onnx_fliqs.controller import (
 from onnx_fliqs.convergence import History
 from onnx_fliqs.cost import BudgetKind
 from onnx_fliqs.critic import Critic
+from onnx_fliqs.doubtful_data import doubtful_data
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.learned_thresholds import Growth, learned_thresholds
@@ -232,6 +233,11 @@ class _Run:
         except BaseException:
             self.close()
             raise
+        doubt = doubtful_data(setup.objective.metric, self._scoring.teacher, setup.held_out)
+        if doubt is not None:
+            # The result has it as well, but that may be hours away.
+            logger.warning(doubt)
+            self._setup = replace(setup, warnings=(*setup.warnings, doubt))
 
     def close(self) -> None:
         self._step.close()

@@ -118,6 +118,8 @@ def set_up(source: ModelSource, data: DataSource | None, config: SearchConfig) -
             "no data was given: thresholds, weights and quality rest on made-up inputs;"
             " pass --data for a model to ship"
         )
+    if len(dataset) == 1:
+        warnings.append("there is a single sample, which trains and judges")
     train, held_out = split(dataset, _validation_share(len(dataset), config), config.seed)
     objective = _objective(prepared, train, config)
     _check_signal(config.controller.signal, train, objective)

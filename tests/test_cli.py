@@ -185,7 +185,7 @@ def test_evaluate_emit_inspect_and_validate_agree_with_each_other(
     )
     assert emitted.exit_code == 0, emitted.output
     shown = run("emit", model, "--assignment", assignment, "--data", TRAIN, "-o", output)
-    assert "accuracy on the given samples" in shown.stdout
+    assert "accuracy on 1197 given samples: float" in shown.stdout
     assert json.loads(emitted.stdout)["target"] == "ort-cpu"
     found = json.loads(run("evaluate", output, "--data", TEST, "--json").stdout)
     float_value = json.loads(run("evaluate", model, "--data", TEST, "--json").stdout)["value"]
