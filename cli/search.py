@@ -126,7 +126,6 @@ def command(
     from onnx_fliqs.cli import render
     from onnx_fliqs.config import SearchConfig
     from onnx_fliqs.latency import LatencyTable
-    from onnx_fliqs.model import save_model
     from onnx_fliqs.search_loop import search
     from onnx_fliqs.strategies import Strategy
 
@@ -168,10 +167,7 @@ def command(
         raise InterruptedSearchError(
             f"{error}; the same command with --resume continues (checkpoint: {folder})"
         ) from None
-    result.save(path, chosen)
-    if trained is not None:
-        assert result.trained is not None
-        save_model(result.trained, trained)
+    result.save(path, chosen, trained=trained)
     Checkpoint(folder, {}).remove()
     render.print_warnings(result.warnings)
     if as_json:

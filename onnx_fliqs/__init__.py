@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onnx_fliqs.controller import ControllerConfig
     from onnx_fliqs.cost import Budget, BudgetKind
     from onnx_fliqs.data import Dataset
+    from onnx_fliqs.errors import FliqsError
     from onnx_fliqs.latency import LatencyTable
     from onnx_fliqs.latency_profile import ProfileConfig, ProfileProgress, profile
     from onnx_fliqs.report import SearchResult
@@ -38,6 +39,7 @@ __all__ = [
     "BudgetKind",
     "ControllerConfig",
     "Dataset",
+    "FliqsError",
     "LatencyTable",
     "Phase",
     "ProfileConfig",
@@ -62,6 +64,7 @@ _MODULES: Final = {
     "BudgetKind": "cost",
     "ControllerConfig": "controller",
     "Dataset": "data",
+    "FliqsError": "errors",
     "LatencyTable": "latency",
     "Phase": "schedule",
     "ProfileConfig": "latency_profile",

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -23,7 +23,7 @@ from onnx_fliqs.dialects import translate
 from onnx_fliqs.errors import FliqsError, ModelError, UnsupportedError
 from onnx_fliqs.payload import fits_inline
 
-__all__ = ["atomic_write", "fingerprint", "load_model", "save_model"]
+__all__ = ["atomic_write", "fingerprint", "load_model", "read_proto", "save_model"]
 
 _EXTERNAL_THRESHOLD: Final = 1024
 """Weights of more bytes stay in, or go to, files of their own."""
@@ -43,7 +43,46 @@ def load_model(path: Path) -> ir.Model:
     proto = _parse(path)
     _require_content(path, proto)
     _require_no_maps(path, proto)
-    mapped = _find_external_data(path, proto)
+    return _checked(path, proto, _find_external_data(path, proto))
+
+
+def read_proto(proto: onnx.ModelProto) -> ir.Model:
+    """Check a model that is in memory, and take a copy of it.
+
+    Args:
+        proto: With its weights; it is not changed.
+
+    Raises:
+        ModelError: It is empty, invalid, or keeps weights in files beside it, or there are
+            more than 2 GB of it.
+        UnsupportedError: An input or output is a map.
+    """
+    name = "the model"
+    if external := next((t.name for t, _ in _tensors(proto) if _is_external(t)), None):
+        raise ModelError(
+            f"{name} keeps the weight {external!r} in a file: give the path of the model, or"
+            " load its external data"
+        )
+    _require_content(name, proto)
+    if not _fits_in_a_message(proto):
+        raise ModelError(f"{name} has more than 2 GB: save it, and give the path")
+    copied = onnx.ModelProto()
+    copied.CopyFrom(proto)
+    _require_no_maps(name, copied)
+    return _checked(name, copied, ())
+
+
+def _fits_in_a_message(proto: onnx.ModelProto) -> bool:
+    try:
+        proto.ByteSize()
+    except EncodeError:
+        return False
+    return True
+
+
+def _checked(
+    name: Path | str, proto: onnx.ModelProto, mapped: Sequence[onnx.TensorProto]
+) -> ir.Model:
     try:
         translate(proto)
         with _emptied(mapped), _shaped(proto):
@@ -51,7 +90,7 @@ def load_model(path: Path) -> ir.Model:
         return ir.from_proto(proto)
     # ValidationError for what is wrong, RuntimeError and others for what it cannot read.
     except Exception as error:
-        raise ModelError(f"{path} is not a valid ONNX model: {_one_line(error)}") from error
+        raise ModelError(f"{name} is not a valid ONNX model: {_one_line(error)}") from error
 
 
 def save_model(model: ir.Model, path: Path) -> None:
@@ -236,25 +275,25 @@ def _parse(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _require_content(path: Path, proto: onnx.ModelProto) -> None:
+def _require_content(name: Path | str, proto: onnx.ModelProto) -> None:
     if not proto.ir_version:
-        raise ModelError(f"{path} is not an ONNX model")
+        raise ModelError(f"{name} is not an ONNX model")
     if not proto.HasField("graph"):
-        raise ModelError(f"{path} holds no graph: it is damaged or cut short")
+        raise ModelError(f"{name} holds no graph: it is damaged or cut short")
     if not proto.graph.node:
-        raise ModelError(f"{path} holds a graph without nodes")
+        raise ModelError(f"{name} holds a graph without nodes")
     if not any(entry.version > 0 for entry in proto.opset_import):
-        raise ModelError(f"{path} does not say which opset it uses")
+        raise ModelError(f"{name} does not say which opset it uses")
 
 
-def _require_no_maps(path: Path, proto: onnx.ModelProto) -> None:
+def _require_no_maps(name: Path | str, proto: onnx.ModelProto) -> None:
     """Refuse what onnx_ir has no type for; notes on inner values can be done without."""
     graph = proto.graph
     for kind, values in (("input", graph.input), ("output", graph.output)):
         for value in values:
             if _is_map(value.type):
                 raise UnsupportedError(
-                    f"{kind} {value.name!r} of {path} is a map; export the model with tensors"
+                    f"{kind} {value.name!r} of {name} is a map; export the model with tensors"
                     " (without ZipMap: in skl2onnx, the option zipmap=False)"
                 )
     kept = [value for value in graph.value_info if not _is_map(value.type)]

@@ -128,25 +128,36 @@ class SearchResult:
         }
 
     def save(
-        self, output: str | PathLike[str], assignment: str | PathLike[str] | None = None
+        self,
+        output: str | PathLike[str],
+        assignment: str | PathLike[str] | None = None,
+        *,
+        trained: str | PathLike[str] | None = None,
     ) -> Path:
         """Write the graph, and beside it the assignment; each appears whole or not at all.
 
         Args:
             output: The model file.
             assignment: The JSON file; None: the output's name with ``.assignment.json``.
+            trained: Where the float model with the trained weights goes as well; None:
+                it does not.
 
         Returns:
             The assignment's path.
 
         Raises:
             FliqsError: A file cannot be written.
+            ValueError: Nothing was trained.
         """
+        if self.trained is None and trained is not None:
+            raise ValueError("nothing was trained: there are no trained weights to save")
         output = Path(output)
         beside = output.with_suffix(".assignment.json")
         assignment = beside if assignment is None else Path(assignment)
         save_model(self.model, output)
         atomic_write(assignment, self.assignment.to_json().encode())
+        if self.trained is not None and trained is not None:
+            save_model(self.trained, Path(trained))
         return assignment
 
 

@@ -132,8 +132,8 @@ def search(
 
     Args:
         model: A float ONNX model; it is not changed.
-        data: Training samples (an ``.npz`` file or a data set), with or without labels. None:
-            synthetic inputs are made up, with a warning in the result.
+        data: Training samples (an ``.npz`` file, arrays by input name, or a data set), with or
+            without labels. None: synthetic inputs are made up, with a warning in the result.
         config: Settings.
         checkpoint: A folder for checkpoints; None: none are written. It is left in place;
             remove it once the result is saved. One that is there and not continued is

@@ -155,10 +155,10 @@ def test_strings_go_into_string_inputs_only(tmp_path: Path) -> None:
     data = load(tmp_path, [spec("text", np.object_, (None,))], text=words)
     assert data.batch(np.array([1]))["text"].tolist() == ["two"]
     assert data.fingerprint() == data.take(np.array([0, 1])).fingerprint()
-    assert "wants float32, the file has <U3" in refusal(
+    assert "wants float32, not <U3" in refusal(
         save(tmp_path, text=words), [spec("text", shape=(None,))]
     )
-    assert "wants strings, the file has float64" in refusal(
+    assert "wants strings, not float64" in refusal(
         save(tmp_path, text=np.ones(2)), [spec("text", np.object_, (None,))]
     )
 
@@ -280,9 +280,9 @@ def test_a_missing_array_is_named_with_what_is_there(tmp_path: Path) -> None:
     path = save(tmp_path, image=np.ones(2), other=np.ones(2))
     assert refusal(path, [spec(), spec("mask"), spec("ids")]) == (
         f"{path} has no array 'mask', 'ids': the model needs 'image', 'mask', 'ids',"
-        " the file has 'image', 'other'"
+        " and there is 'image', 'other'"
     )
-    assert refusal(save(tmp_path), [spec()]).endswith("the file has none")
+    assert refusal(save(tmp_path), [spec()]).endswith("there is none")
 
 
 def test_x_stands_for_nothing_where_there_are_two_inputs(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) ->
 @pytest.mark.parametrize(
     ("values", "dtype", "said"),
     [
-        ([1.0, 2.5], np.int64, "is int64, but the file has fractions"),
+        ([1.0, 2.5], np.int64, "is int64, but the data has fractions"),
         ([1.0, 300.0], np.uint8, "is uint8, which cannot hold 300"),
         ([1, -1], np.uint64, "is uint64, which cannot hold -1"),
         ([1, -200], np.int8, "is int8, which cannot hold -200"),
@@ -375,8 +375,8 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) ->
         ([0, 2], np.bool_, "is bool, which cannot hold 2"),
         ([0.0, 7e4], np.float16, "is float16, which cannot hold 70000"),
         ([0.0, -1e39], np.float32, "is float32, which cannot hold -1e+39"),
-        (["1", "2"], np.float32, "wants float32, the file has <U1"),
-        ([1j, 2], np.float32, "wants float32, the file has complex128"),
+        (["1", "2"], np.float32, "wants float32, not <U1"),
+        ([1j, 2], np.float32, "wants float32, not complex128"),
     ],
 )
 def test_values_that_a_cast_would_change_are_refused(
