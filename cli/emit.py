@@ -14,7 +14,9 @@ __all__ = ["command"]
 @options.file(
     "--assignment", "JSON file that a search wrote: a format for each layer.", required=True
 )
-@options.data(False, "Samples (.npz) to calibrate the activations' thresholds.")
+@options.data(
+    False, "Samples (.npz, or a folder of .npy) to calibrate the activations' thresholds."
+)
 @options.target(None)
 @options.remove_quantization
 @click.option(

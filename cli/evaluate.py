@@ -11,7 +11,9 @@ __all__ = ["command"]
 
 @click.command("evaluate")
 @options.model
-@options.data(True, "Samples (.npz), with `labels` unless --against is given.")
+@options.data(
+    True, "Samples (.npz, or a folder of .npy), with `labels` unless --against is given."
+)
 @options.file("--against", "Measure the agreement with this model instead of the accuracy.")
 @options.custom_ops
 @options.json_output

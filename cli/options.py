@@ -44,6 +44,12 @@ def _existing(ctx: click.Context, param: click.Parameter, value: Path | None) ->
     return value
 
 
+def _file_or_folder(
+    ctx: click.Context, param: click.Parameter, value: Path | None
+) -> Path | None:
+    return value if value is not None and value.is_dir() else _existing(ctx, param, value)
+
+
 def model(function: _F) -> _F:
     """The argument MODEL."""
     return click.argument("model", type=_FILE, callback=_existing)(function)
@@ -55,8 +61,10 @@ def file(name: str, text: str, *, required: bool = False) -> Callable[[_F], _F]:
 
 
 def data(required: bool, text: str) -> Callable[[_F], _F]:
-    """The option --data."""
-    return file("--data", text, required=required)
+    """The option --data: a file, or a folder of files."""
+    return click.option(
+        "--data", type=_FILE, required=required, callback=_file_or_folder, help=text
+    )
 
 
 def target(default: str | None, *, shown: str | None = None) -> Callable[[_F], _F]:

@@ -11,7 +11,9 @@ __all__ = ["command"]
 
 @click.command("profile")
 @options.model
-@options.data(False, "Samples (.npz) to run, of which only the shapes matter.")
+@options.data(
+    False, "Samples (.npz, or a folder of .npy) to run, of which only the shapes matter."
+)
 @click.option(
     "--space",
     help="Formats to measure: a name or a comma list, as for search.  [default: the target's]",

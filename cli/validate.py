@@ -14,7 +14,9 @@ __all__ = ["command"]
 @options.model
 @options.target(None)
 @options.file("--reference", "The float model that MODEL was made from.")
-@options.data(False, "Samples (.npz) to compare on; otherwise they are made up.")
+@options.data(
+    False, "Samples (.npz, or a folder of .npy) to compare on; otherwise they are made up."
+)
 @click.option(
     "--runtime",
     "runtimes",

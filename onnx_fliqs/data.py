@@ -6,7 +6,7 @@ in 0..255 gets what the file holds.
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
@@ -24,6 +24,7 @@ __all__ = [
     "batched_inputs",
     "check_labels",
     "input_specs",
+    "pieces",
     "shape_text",
 ]
 
@@ -33,6 +34,8 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 LABELS: Final = "labels"
 """Under which name a file has them."""
 
+_PIECE: Final = 1 << 22
+"""Numbers of an array that are looked at together."""
 _FEWEST_OBSERVED: Final = 8
 _MOST_OBSERVED: Final = 400_000
 """Numbers of a batch's inputs, where what lies behind them is kept as well."""
@@ -150,15 +153,20 @@ class Dataset:
     """
 
     inputs: Mapping[str, Array]
-    """By input name, as stored: not yet of the input's type."""
+    """By input name, as stored: not yet of the input's type, and of all samples."""
     labels: Indices | None
     """``[N]`` or ``[N, ...]``, never negative."""
     specs: tuple[TensorSpec, ...]
     synthetic: bool = False
     """Whether the samples are made up."""
+    rows: Indices | None = None
+    """Which samples of the arrays of ``inputs``, in which order; None: all. So parts of a data
+    set share its memory, or its files."""
 
     def __len__(self) -> int:
         """The number of samples."""
+        if self.rows is not None:
+            return len(self.rows)
         return max((len(self.inputs[name]) for name in self._batched), default=1)
 
     @property
@@ -189,10 +197,11 @@ class Dataset:
 
     def batch(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Array]:
         """Gather samples, of the inputs' types and contiguous, ready to be fed."""
+        chosen = indices if self.rows is None else self.rows[indices]
         batched = self._batched
         return {
             spec.name: np.asarray(
-                self.inputs[spec.name][indices]
+                self.inputs[spec.name][chosen]
                 if spec.name in batched
                 else self.inputs[spec.name],
                 dtype=spec.dtype,
@@ -202,32 +211,60 @@ class Dataset:
         }
 
     def take(self, indices: npt.NDArray[np.integer[Any]]) -> "Dataset":
-        """Make a data set of some of the samples, in the order of the indices."""
-        batched = self._batched
+        """Make a data set of some of the samples, in the order of the indices.
+
+        Its arrays are those of this one; nothing but labels is copied.
+        """
+        rows = np.arange(len(self)) if self.rows is None else self.rows
         return replace(
             self,
-            inputs={
-                name: array[indices] if name in batched else array
-                for name, array in self.inputs.items()
-            },
+            rows=rows[indices],
             labels=None if self.labels is None else self.labels[indices],
         )
 
     def fingerprint(self) -> str:
         """SHA-256 over names, types, shapes and contents: equal only for equal data."""
         digest = hashlib.sha256()
-        arrays = [(f"input {name}", self.inputs[name]) for name in sorted(self.inputs)]
+        batched = self._batched
+        for name in sorted(self.inputs):
+            rows = self.rows if name in batched else None
+            _feed(digest.update, f"input {name}", self.inputs[name], rows)
         if self.labels is not None:
-            arrays.append((LABELS, self.labels))
-        for name, array in arrays:
-            digest.update(f"{name!r} {array.dtype} {array.shape}\n".encode())
-            digest.update(
-                # Strings have no bytes of their own when they are objects.
-                repr(array.tolist()).encode()
-                if array.dtype.hasobject
-                else np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-            )
+            _feed(digest.update, LABELS, self.labels)
         return digest.hexdigest()
+
+
+def _feed(
+    update: Callable[[bytes | memoryview], object],
+    name: str,
+    array: Array,
+    rows: Indices | None = None,
+) -> None:
+    """Feed name, type, shape and contents of an array, or of some of its rows, to a hash."""
+    shape = array.shape if rows is None else (len(rows), *array.shape[1:])
+    update(f"{name!r} {array.dtype} {shape}\n".encode())
+    if array.dtype.hasobject:  # Strings have no bytes of their own when they are objects.
+        update(repr((array if rows is None else array[rows]).tolist()).encode())
+        return
+    for piece in pieces(array, rows):
+        update(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+
+
+def pieces(array: Array, rows: Indices | None = None) -> Iterator[Array]:
+    """An array, or some rows of it, a few million numbers at a time: it may be a file.
+
+    Args:
+        array: What to cut along its first axis; a scalar is one piece.
+        rows: Which rows, in which order; None: all.
+    """
+    if not array.ndim:
+        yield array
+        return
+    count = len(array) if rows is None else len(rows)
+    step = max(1, _PIECE // max(1, math.prod(array.shape[1:])))
+    for start in range(0, count, step):
+        stop = min(start + step, count)
+        yield array[start:stop] if rows is None else array[rows[start:stop]]
 
 
 def check_labels(dataset: Dataset, classes: int) -> None:

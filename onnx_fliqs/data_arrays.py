@@ -6,7 +6,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from onnx_fliqs.data import LABELS, Dataset, TensorSpec, batched_inputs, shape_text
+from onnx_fliqs.data import LABELS, Dataset, TensorSpec, batched_inputs, pieces, shape_text
 from onnx_fliqs.errors import DataError
 
 __all__ = ["checked_dataset", "dataset_from_arrays", "match_names"]
@@ -174,18 +174,30 @@ def _check_values(array: Array, spec: TensorSpec) -> None:
         raise DataError(f"input {name!r} wants {target}, not {array.dtype}")
     if array.size == 0:
         return
-    if array.dtype.kind in "fc" and not (finite := np.isfinite(array)).all():
-        where = ", ".join(map(str, np.argwhere(~finite)[0]))
-        raise DataError(f"input {name!r} holds NaN or infinity, first at index [{where}]")
+    if array.dtype.kind in "fc":
+        _check_finite(array, name)
     if target.kind == "c":
         return
     low, high = spec.value_range
-    least, most = array.min().item(), array.max().item()
+    least = min(piece.min().item() for piece in pieces(array))
+    most = max(piece.max().item() for piece in pieces(array))
     if least < low or most > high:
         worst = most if most > high else least
         raise DataError(f"input {name!r} is {target}, which cannot hold {worst:g}")
-    if array.dtype.kind == "f" and spec.is_integer and (array != np.trunc(array)).any():
+    whole = array.dtype.kind != "f" or not spec.is_integer
+    if not (whole or all((piece == np.trunc(piece)).all() for piece in pieces(array))):
         raise DataError(f"input {name!r} is {target}, but the data has fractions")
+
+
+def _check_finite(array: Array, name: str) -> None:
+    start = 0
+    for piece in pieces(array):
+        if not (finite := np.isfinite(piece)).all():
+            first = np.argwhere(~finite)[0]
+            first[:1] += start
+            where = ", ".join(map(str, first))
+            raise DataError(f"input {name!r} holds NaN or infinity, first at index [{where}]")
+        start += len(piece) if piece.ndim else 0
 
 
 def _check_label_array(labels: Array) -> Indices:

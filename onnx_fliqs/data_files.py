@@ -1,4 +1,4 @@
-"""Data sets from ``.npz`` files, checked against the inputs of a model."""
+"""Data sets from files, checked against the inputs of a model."""
 
 import warnings
 import zipfile
@@ -13,9 +13,53 @@ from onnx_fliqs.data import Dataset, TensorSpec
 from onnx_fliqs.data_arrays import checked_dataset, match_names
 from onnx_fliqs.errors import DataError
 
-__all__ = ["load_npz"]
+__all__ = ["load_data", "load_folder", "load_npz"]
 
 Array: TypeAlias = npt.NDArray[Any]
+
+
+def load_data(path: Path, specs: Sequence[TensorSpec]) -> Dataset:
+    """Read an ``.npz`` file, or a folder of ``.npy`` files.
+
+    Raises:
+        DataError: As for :func:`load_npz` and :func:`load_folder`.
+    """
+    return load_folder(path, specs) if path.is_dir() else load_npz(path, specs)
+
+
+def load_folder(folder: Path, specs: Sequence[TensorSpec]) -> Dataset:
+    """Map one ``.npy`` file per model input, by name, and ``labels.npy`` where there is one.
+
+    What is mapped is read when it is needed, so the samples may be more than the memory
+    holds. Names are as in :func:`load_npz`; ``ids/tokens.npy`` feeds the input
+    ``ids/tokens``. Other files of the folder do not matter.
+
+    Args:
+        folder: Where the files are.
+        specs: What the model wants (:func:`input_specs`).
+
+    Raises:
+        DataError: A file is missing, or is not what the model needs.
+    """
+    specs = tuple(specs)
+    found = {
+        file.relative_to(folder).with_suffix("").as_posix(): file
+        for file in sorted(folder.rglob("*.npy"))
+    }
+    keys = match_names(str(folder), tuple(found), specs)
+    return checked_dataset({name: _map_array(found[key]) for name, key in keys.items()}, specs)
+
+
+def _map_array(file: Path) -> Array:
+    try:
+        array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # A damaged header can fail anywhere in NumPy.
+        if "Python objects" in str(error) or "Object arrays" in str(error):
+            reason = "it holds Python objects; save plain numbers"
+        else:
+            reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{file} is not a readable .npy file: {reason}") from error
+    return array
 
 
 def load_npz(path: Path, specs: Sequence[TensorSpec]) -> Dataset:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.data_arrays import dataset_from_arrays
-from onnx_fliqs.data_files import load_npz
+from onnx_fliqs.data_files import load_data
 from onnx_fliqs.model import load_model, read_proto
 
 __all__ = ["DataSource", "ModelSource", "dataset_of", "model_of"]
@@ -37,10 +37,10 @@ def dataset_of(source: DataSource, model: ir.Model) -> Dataset:
     """Read the samples of a model, unless they are a data set.
 
     Raises:
-        DataError: As for :func:`~onnx_fliqs.data_files.load_npz`.
+        DataError: As for :func:`~onnx_fliqs.data_files.load_data`.
     """
     if isinstance(source, Dataset):
         return source
     if isinstance(source, Mapping):
         return dataset_from_arrays(source, input_specs(model))
-    return load_npz(Path(source), input_specs(model))
+    return load_data(Path(source), input_specs(model))

@@ -286,6 +286,22 @@ def test_bad_data_is_refused_with_exit_code_1(
     assert files() == before
 
 
+def test_a_folder_of_arrays_gives_what_a_file_of_them_does(
+    model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "test"
+    folder.mkdir()
+    for name, array in np.load(TEST).items():
+        np.save(folder / name, array)
+    first, second = (
+        run("evaluate", model, "--data", data, "--json") for data in (TEST, folder)
+    )
+    assert first.exit_code == 0
+    assert first.stdout == second.stdout
+    (folder / "image.npy").unlink()
+    assert "has no array 'image'" in refused(1, "evaluate", model, "--data", folder)
+
+
 def test_missing_files_are_refused_as_wrong_usage(model: Path, tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
     for arguments in (

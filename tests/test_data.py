@@ -1,6 +1,7 @@
 """Data sets: what is read, refused and made up, and in which order it is trained on."""
 
 import io
+import re
 import warnings
 import zipfile
 from collections import Counter
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnx_fliqs.data import Dataset, TensorSpec, check_labels, input_specs
-from onnx_fliqs.data_files import load_npz
+from onnx_fliqs.data_files import load_data, load_npz
 from onnx_fliqs.errors import ConfigError, DataError, UnsupportedError
 from onnx_fliqs.prepare import calibration_batches
 from onnx_fliqs.sampling import batch_indices, split
@@ -462,6 +463,92 @@ def test_a_fingerprint_is_of_the_contents_not_of_their_place() -> None:
     assert Dataset(turned, None, data.specs).fingerprint() == data.fingerprint()
 
 
+# -- folders of files, larger than the memory
+
+
+def test_a_folder_is_what_an_archive_is(tmp_path: Path) -> None:
+    specs = [spec("ids/tokens", np.int64, (None, 3)), spec("mask", np.float32, (2, 2))]
+    arrays = {"ids/tokens": np.arange(12).reshape(4, 3), "mask": np.ones((2, 2))}
+    (tmp_path / "ids").mkdir()
+    for name, array in arrays.items():
+        np.save(tmp_path / name, array)
+    np.save(tmp_path / "labels", np.arange(4))
+    (tmp_path / "notes.txt").write_text("not looked at")
+    mapped = load_data(tmp_path, specs)
+    assert isinstance(mapped.inputs["ids/tokens"], np.memmap)
+    path = tmp_path / "data.npz"
+    np.savez(path, **arrays, labels=np.arange(4))  # type: ignore[arg-type]
+    assert mapped.fingerprint() == load_data(path, specs).fingerprint()
+    assert mapped.batch(np.array([3]))["ids/tokens"].tolist() == [[9, 10, 11]]
+
+
+def test_a_folder_may_call_the_only_input_x(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((5, 3, 4, 4), np.uint8))
+    assert len(load_data(tmp_path, [spec()])) == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "image.npy is not a readable .npy file: "),
+        (b"\x93NUMPY\x01\x00", "image.npy is not a readable .npy file: "),
+        ("short", "image.npy is not a readable .npy file: "),
+        (np.full((2, 3, 4, 4), None), "it holds Python objects; save plain numbers"),
+        (np.zeros((0, 3, 4, 4)), "the data has no samples"),
+        (np.zeros((2, 4, 4, 3)), "looks like NHWC"),
+        (None, "has no array 'image': the model needs 'image', and there is none"),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_refused(
+    tmp_path: Path, content: bytes | str | npt.NDArray[Any] | None, message: str
+) -> None:
+    file = tmp_path / "image.npy"
+    if isinstance(content, np.ndarray):
+        np.save(file, content)
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        np.save(file, np.zeros((2, 3, 4, 4)))
+        file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match=re.escape(message)) as raised:
+        load_data(tmp_path, [spec()])
+    assert "\n" not in str(raised.value)
+
+
+def test_parts_share_the_arrays_of_the_whole() -> None:
+    whole = labelled(list(range(10)))
+    parts = [whole.take(np.arange(4)), *split(whole, 0.3, 0)]
+    assert all(part.inputs["x"] is whole.inputs["x"] for part in parts)
+    again = parts[1].take(np.array([2, 0]))
+    assert values(again).tolist() == values(parts[1])[[2, 0]].tolist()
+    copied = replace(again, inputs={"x": again.batch(np.arange(2))["x"]}, rows=None)
+    assert again.fingerprint() == copied.fingerprint() != whole.fingerprint()
+
+
+def test_what_is_wrong_is_found_in_any_piece(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("onnx_fliqs.data._PIECE", 8)
+    wanted = [spec("x", np.int8, (None, 5))]
+    whole = np.zeros((7, 5))
+    for value, message in (
+        (np.nan, "first at index [6, 4]"),
+        (200, "cannot hold 200"),
+        (0.5, "has fractions"),
+    ):
+        array = whole.copy()
+        array[6, 4] = value
+        assert message in refusal(save(tmp_path, x=array), wanted)
+    assert load_npz(save(tmp_path, x=whole), wanted).fingerprint()
+
+
+def test_the_hash_does_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = labelled(list(range(30)))
+    before = [d.fingerprint() for d in (data, data.take(np.array([5, 3, 29])))]
+    monkeypatch.setattr("onnx_fliqs.data._PIECE", 4)
+    assert before == [d.fingerprint() for d in (data, data.take(np.array([5, 3, 29])))]
+
+
 # -- made-up data
 
 
@@ -573,6 +660,11 @@ def test_synthetic_sizes_are_positive(samples: int, dynamic: int) -> None:
 # -- splitting
 
 
+def values(part: Dataset) -> npt.NDArray[np.int64]:
+    """The number that each sample has everywhere."""
+    return part.batch(np.arange(len(part)))["x"][:, 0].astype(np.int64)
+
+
 @for_all
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=60), st.floats(0.01, 0.99))
 def test_a_split_shares_every_sample_out_once(labels: list[int], fraction: float) -> None:
@@ -580,12 +672,11 @@ def test_a_split_shares_every_sample_out_once(labels: list[int], fraction: float
     train, validation = split(data, fraction, 0)
     assert min(len(train), len(validation)) >= 1
     assert abs(len(validation) - fraction * len(labels)) <= 1
-    numbers = np.concatenate([train.inputs["x"], validation.inputs["x"]])[:, 0].astype(int)
+    numbers = np.concatenate([values(train), values(validation)])
     assert sorted(numbers) == list(range(len(labels)))
     for part in (train, validation):
         assert part.labels is not None
-        own = part.inputs["x"][:, 0].astype(int)
-        np.testing.assert_array_equal(part.labels, np.array(labels)[own])
+        np.testing.assert_array_equal(part.labels, np.array(labels)[values(part)])
 
 
 @for_all
@@ -606,8 +697,7 @@ def test_the_first_samples_of_both_parts_are_of_all_classes(known: bool) -> None
     labels = np.arange(10).repeat(200)
     data = labelled(labels.tolist())
     for part in split(data if known else replace(data, labels=None), 0.5, seed=0):
-        numbers = part.inputs["x"][:100, 0].astype(int)
-        assert set(labels[numbers]) == set(range(10))
+        assert set(labels[values(part)[:100]]) == set(range(10))
 
 
 def test_calibration_sees_all_of_a_sorted_file() -> None:
