@@ -20,8 +20,8 @@ __all__ = ["command"]
 @options.data(
     False,
     "Training samples (.npz, or a folder of .npy): an array per model input, by its name (`x`"
-    " will do for a single one), and `labels`. Without labels the search distils from the float"
-    " model; without data, from made-up inputs.",
+    " will do for a single one), and `labels`. Without labels the search distils from the"
+    " float model; without data, from made-up inputs.",
 )
 @click.option(
     "--space",
