@@ -18,7 +18,7 @@ __all__ = ["command"]
 @options.custom_ops
 @options.json_output
 def command(model: Path, data: Path, against: Path | None, as_json: bool) -> None:
-    """Measure the accuracy of MODEL in ONNX Runtime.
+    """Measure in ONNX Runtime how well MODEL meets labels, or agrees with another.
 
     A model that onnx-fliqs emitted runs at the optimisation level that it asks for.
     """

@@ -134,7 +134,7 @@ def print_result(result: "SearchResult") -> None:
         _print_latency(console, result.latency)
     kind = "held-out" if result.steps else "given"
     samples = f"{result.samples} {kind} sample{'' if result.samples == 1 else 's'}"
-    form = ".4f" if result.metric == "r2" else ".2%"
+    form = ".4f" if result.metric.endswith("r2") else ".2%"
     console.print(
         f"quality  {result.metric} on {samples}: float {result.float_quality:{form}},"
         f" quantized {result.quantized_quality:{form}}",

@@ -69,8 +69,9 @@ __all__ = ["command"]
     "--loss",
     type=click.Choice(["auto", "cross-entropy", "kl", "mse"]),
     default="auto",
-    help="auto: with labels half cross-entropy, half distillation from the float model, else"
-    " distillation alone. cross-entropy: labels alone. kl, mse: distillation alone.",
+    help="auto: with labels half their own loss (classes: cross-entropy, floats: squared"
+    " error), half distillation from the float model; else distillation alone. cross-entropy:"
+    " classes alone. kl, mse: distillation alone.",
 )
 @options.seed
 @click.option(

@@ -273,10 +273,9 @@ def _qualities(
     reference = run_dataset(make_session(exposed(canonical, names)), dataset, names)
     watched = make_session(exposed(graph, names), level=level)
     outputs = run_dataset(watched, dataset, names)
-    labelled = dataset.labels is not None
-    if labelled:
+    if dataset.labels is not None:
         scored_output(reference, dataset)
-    objective = choose_objective(canonical, reference, labelled=labelled, distillation=0.0)
+    objective = choose_objective(canonical, reference, labels=dataset.labels, distillation=0.0)
     first, second = (
         quality(
             objective.metric,

@@ -53,11 +53,10 @@ class SearchConfig:
     ``Optimizer.ADAM``: absolute)."""
     loss: str = "auto"
     """``auto``: labels and the float model, or without labels the float model alone, by
-    classes (``kl``) or by numbers (``mse``). ``cross-entropy``: labels alone. ``kl``, ``mse``:
-    the float model alone."""
+    classes (``kl``) or by numbers (``mse``). ``cross-entropy``: classes alone. ``kl``,
+    ``mse``: the float model alone."""
     distillation: float = 0.5
-    """Share of the divergence from the float model where the loss is ``auto`` and there are
-    labels."""
+    """Share of the float model in the loss where that is ``auto`` and there are labels."""
     validation: float = 0.1
     """Share of the data (at most 2,000 samples) that does not train: it measures formats
     and tells which weights are best."""

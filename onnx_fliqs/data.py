@@ -154,8 +154,8 @@ class Dataset:
 
     inputs: Mapping[str, Array]
     """By input name, as stored: not yet of the input's type, and of all samples."""
-    labels: Indices | None
-    """``[N]`` or ``[N, ...]``, never negative."""
+    labels: Array | None
+    """``[N]`` or ``[N, ...]``: int64 classes, never negative, or float32 numbers."""
     specs: tuple[TensorSpec, ...]
     synthetic: bool = False
     """Whether the samples are made up."""
@@ -275,7 +275,8 @@ def check_labels(dataset: Dataset, classes: int) -> None:
     """
     labels = dataset.labels
     if labels is not None and labels.max() >= classes:
+        hint = "; numbers to regress must be floats" if classes == 1 else ""
         raise DataError(
             f"labels run from {labels.min()} to {labels.max()}, but the model's output has"
-            f" {classes} classes"
+            f" {classes} classes{hint}"
         )

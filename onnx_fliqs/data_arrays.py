@@ -175,7 +175,7 @@ def _check_values(array: Array, spec: TensorSpec) -> None:
     if array.size == 0:
         return
     if array.dtype.kind in "fc":
-        _check_finite(array, name)
+        _check_finite(array, f"input {name!r} holds")
     if target.kind == "c":
         return
     low, high = spec.value_range
@@ -189,23 +189,28 @@ def _check_values(array: Array, spec: TensorSpec) -> None:
         raise DataError(f"input {name!r} is {target}, but the data has fractions")
 
 
-def _check_finite(array: Array, name: str) -> None:
+def _check_finite(array: Array, what: str) -> None:
     start = 0
     for piece in pieces(array):
         if not (finite := np.isfinite(piece)).all():
             first = np.argwhere(~finite)[0]
             first[:1] += start
             where = ", ".join(map(str, first))
-            raise DataError(f"input {name!r} holds NaN or infinity, first at index [{where}]")
+            raise DataError(f"{what} NaN or infinity, first at index [{where}]")
         start += len(piece) if piece.ndim else 0
 
 
-def _check_label_array(labels: Array) -> Indices:
-    """Check that labels are class numbers."""
-    if labels.dtype.kind not in "biu":
-        raise DataError(f"labels are {labels.dtype}; they must be integers")
+def _check_label_array(labels: Array) -> Array:
+    """Check that labels are class numbers, or finite numbers of another kind."""
+    if labels.dtype.kind not in "biuf":
+        raise DataError(f"labels are {labels.dtype}; they must be integers or floats")
     if labels.ndim == 0:
         raise DataError("labels need a first axis that counts the samples")
+    if labels.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            numbers = labels.astype(np.float32)
+        _check_finite(numbers, "labels hold")
+        return numbers
     if labels.size and labels.min() < 0:
         raise DataError(f"labels run from {labels.min()}; they must not be negative")
     if labels.size and int(labels.max()) > np.iinfo(np.int64).max:
@@ -214,7 +219,7 @@ def _check_label_array(labels: Array) -> Indices:
 
 
 def _check_lengths(
-    arrays: Mapping[str, Array], labels: Indices | None, batched: Sequence[str]
+    arrays: Mapping[str, Array], labels: Array | None, batched: Sequence[str]
 ) -> None:
     """Check that all arrays have the same number of samples, and more than none."""
     lengths = {name: len(arrays[name]) for name in batched}

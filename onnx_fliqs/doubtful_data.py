@@ -29,6 +29,8 @@ def doubtful_data(
 ) -> str | None:
     """A warning, where the float model does no better than guess, or sees no difference.
 
+    To guess a number is to say the mean of all.
+
     Args:
         metric: How its quality is measured.
         outputs: What it gave for the samples, by name; shape [N, classes, ...].
@@ -37,6 +39,14 @@ def doubtful_data(
     if metric is Metric.R2 or dataset.synthetic:
         return None
     labels, scores = dataset.labels, next(iter(outputs.values()))
+    if metric is Metric.LABEL_R2:
+        explained = quality(metric, outputs, labels=labels)
+        if explained > 0:
+            return None
+        return (
+            f"the float model is no closer to the labels than their mean (r2 {explained:.3g}"
+            f" on {len(dataset)} samples): are inputs and labels prepared as for its training?"
+        )
     if metric is Metric.ACCURACY and scores.shape[1] > 1:
         right, guessed = quality(metric, outputs, labels=labels), 1 / scores.shape[1]
         error = math.sqrt(guessed * (1 - guessed) / len(dataset))

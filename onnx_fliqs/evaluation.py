@@ -12,7 +12,16 @@ from onnx_fliqs.data import Dataset, check_labels, input_specs
 from onnx_fliqs.emission import required_level
 from onnx_fliqs.errors import ConfigError, DataError, UnsupportedError
 from onnx_fliqs.judged import chosen_outputs, exposed, judged_values, tensor_outputs
-from onnx_fliqs.objective import Metric, metric_of, quality, varies
+from onnx_fliqs.objective import (
+    NO_CLASSES,
+    Metric,
+    are_numbers,
+    fits_numbers,
+    metric_of,
+    no_output_for,
+    quality,
+    varies,
+)
 from onnx_fliqs.runtime import OptimizationLevel, make_session, run_session
 
 if TYPE_CHECKING:
@@ -145,7 +154,7 @@ def evaluate_model(
     against: ir.Model | None = None,
     level: OptimizationLevel | None = None,
 ) -> Evaluation:
-    """Measure accuracy, or without labels the agreement with another model.
+    """Measure how well labels are met, or without labels the agreement with another model.
 
     Args:
         model: Any ONNX model.
@@ -166,9 +175,11 @@ def evaluate_model(
     names = tensor_outputs(model)
     outputs = run_dataset(session, dataset, names)
     if dataset.labels is not None and against is None:
-        scores = scored_output(_scores(model, outputs, dataset, used), dataset)
-        value = quality(Metric.ACCURACY, scores, labels=dataset.labels)
-        return Evaluation(Metric.ACCURACY, value, len(dataset), used)
+        numbers = are_numbers(dataset.labels)
+        metric = Metric.LABEL_R2 if numbers else Metric.ACCURACY
+        found = outputs if numbers else _scores(model, outputs, dataset, used)
+        value = quality(metric, scored_output(found, dataset), labels=dataset.labels)
+        return Evaluation(metric, value, len(dataset), used)
     assert against is not None
     # The other model may fix another batch size.
     same = replace(dataset, specs=input_specs(against))
@@ -256,12 +267,18 @@ def _listing(names: Iterable[str]) -> str:
 def scored_output(outputs: Mapping[str, Array], dataset: Dataset) -> dict[str, Array]:
     """The first output with a class axis, once the labels are known to fit it.
 
-    Without one: the first output of whole numbers that has one for each label.
+    Without one: the first output of whole numbers that has one for each label. Where labels
+    are floats: the first output of their shape.
 
     Raises:
         DataError: There is none, or the labels have another shape or too large a value.
     """
     assert dataset.labels is not None
+    if are_numbers(dataset.labels):
+        for name, values in outputs.items():
+            if fits_numbers(values, dataset.labels):
+                return {name: values}
+        raise DataError(no_output_for(dataset.labels))
     shape = dataset.labels.shape
     whole = {k: v for k, v in outputs.items() if v.dtype.kind in "biu"}
     scored = ((k, v) for k, v in outputs.items() if k not in whole and v.ndim >= 2)
@@ -270,7 +287,7 @@ def scored_output(outputs: Mapping[str, Array], dataset: Dataset) -> dict[str, A
         decided = ((k, v) for k, v in whole.items() if v.size == dataset.labels.size)
         for name, classes in decided:
             return {name: classes.reshape(shape)}
-        raise DataError("labels were given, but no output has the shape [N, classes]")
+        raise DataError(NO_CLASSES)
     name, scores = found
     expected = (len(dataset), *scores.shape[2:])
     if shape != expected:

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -13,20 +13,29 @@ from onnx_fliqs.errors import ConfigError, DataError, UnsupportedError
 from onnx_fliqs.judged import FLOATS, Judged, judged_values
 
 __all__ = [
+    "NO_CLASSES",
     "LossKind",
     "LossTerm",
     "Metric",
     "Objective",
+    "are_numbers",
     "before_cast",
     "choose_objective",
     "decisions",
+    "fits_numbers",
     "metric_of",
+    "no_output_for",
     "quality",
     "varies",
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
 
+NO_CLASSES: Final = (
+    "labels were given, but no output has the shape [N, classes]; numbers to regress must be"
+    " floats"
+)
+_LEAST_VARIANCE: Final = 1e-12
 _ROUNDING: Final = 1e-6
 """What of the largest number a standard deviation has to be."""
 
@@ -35,6 +44,8 @@ class LossKind(enum.Enum):
     """The loss of one value."""
 
     CROSS_ENTROPY = "cross-entropy"
+    LABEL_ERROR = "label-mse"
+    """Squared difference from labels that are numbers, relative to their variance."""
     DIVERGENCE = "kl"
     """Kullback-Leibler divergence from the float model's class probabilities."""
     SQUARED_ERROR = "mse"
@@ -51,6 +62,13 @@ class Metric(enum.Enum):
     model's is."""
     R2 = "r2"
     """1 - squared difference from the float model / its variance (may be negative)."""
+    LABEL_R2 = "label-r2"
+    """The same from labels that are numbers."""
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether it counts samples."""
+        return self in (Metric.ACCURACY, Metric.AGREEMENT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +82,17 @@ class LossTerm:
     """The value that enters the loss: the judged one before a final Cast and Softmax."""
     weight: float = 1.0
     variance: float = 1.0
-    """Variance of the float model's value; of interest to the squared error only."""
+    """Of what a squared error is taken from: the float model's value, or the labels."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the labels are compared with."""
+        return self.kind in (LossKind.CROSS_ENTROPY, LossKind.LABEL_ERROR)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether the float model's value is compared with."""
-        return self.kind is not LossKind.CROSS_ENTROPY
+        return not self.needs_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +124,7 @@ class Objective:
     @property
     def uses_labels(self) -> bool:
         """Whether labels enter the loss."""
-        return any(t.kind is LossKind.CROSS_ENTROPY for t in self.terms)
+        return any(t.needs_labels for t in self.terms)
 
 
 def before_cast(value: ir.Value) -> ir.Value:
@@ -121,30 +144,31 @@ def choose_objective(
     model: ir.Model,
     teacher: Mapping[str, Array],
     *,
-    labelled: bool,
+    labels: Array | None,
     distillation: float,
     loss: str = "auto",
 ) -> Objective:
     """Decide the loss from the values that are judged, and the data.
 
-    With labels: cross-entropy on the first value with a class axis, mixed with the divergence
-    from the float model. Without: the divergence for class scores of shape [N, C] and for what
-    ArgMax compares along axis 1, else the squared error; a value with the shape of an input
-    is a reconstruction, not class scores.
+    With labels that are classes: cross-entropy on the first value with a class axis, mixed
+    with the divergence from the float model. With labels that are numbers: the squared error
+    of the first value of their shape, mixed with that from the float model. Without: the
+    divergence for class scores of shape [N, C] and for what ArgMax compares along axis 1, else
+    the squared error; a value with the shape of an input is a reconstruction, not scores.
 
     Args:
         model: The canonical model.
         teacher: The float model's judged values on some samples, by name; those that are
             missing are not judged.
-        labelled: Whether there are labels.
-        distillation: Share of the divergence in a labelled loss, 0 to 1.
+        labels: Whole numbers are classes; None: there are none.
+        distillation: Share of the float model in a labelled loss, 0 to 1.
         loss: ``auto``, or ``cross-entropy`` for labels alone, ``kl`` or ``mse`` for the float
             model alone.
 
     Raises:
         UnsupportedError: No output is, or rests on, a tensor of floating-point numbers.
-        ConfigError: Cross-entropy is asked for without labels.
-        DataError: The labelled output has no class axis.
+        ConfigError: Cross-entropy is asked for without classes.
+        DataError: No output has a class axis, or the shape of the numbers.
     """
     judged = [j for j in judged_values(model) if _is_usable(teacher.get(j.name))]
     if not judged:
@@ -153,10 +177,18 @@ def choose_objective(
             " has the same shape for all data"
         )
     kind = None if loss == "auto" else LossKind(loss)
-    if kind is LossKind.CROSS_ENTROPY and not labelled:
-        raise ConfigError("the cross-entropy loss needs `labels` in the data")
-    if labelled and kind in (None, LossKind.CROSS_ENTROPY):
-        return _labelled(model, teacher, judged, distillation if kind is None else 0.0)
+    if kind is LossKind.CROSS_ENTROPY:
+        if labels is None:
+            raise ConfigError("the cross-entropy loss needs `labels` in the data")
+        if are_numbers(labels):
+            raise ConfigError(
+                "the cross-entropy loss needs `labels` that are classes: integers"
+            )
+        return _classified(model, teacher, judged, 0.0)
+    if labels is not None and kind is None:
+        if are_numbers(labels):
+            return _regressed(teacher, judged, labels, distillation)
+        return _classified(model, teacher, judged, distillation)
     # In units of a variance of zero, rounding would outweigh all other outputs.
     varied = [j for j in judged if varies(teacher[j.name])] or judged
     still = tuple(
@@ -182,6 +214,17 @@ def metric_of(model: ir.Model, outputs: Mapping[str, Array]) -> Metric:
         for name, values in outputs.items()
     )
     return Metric.AGREEMENT if classes else Metric.R2
+
+
+def are_numbers(labels: Array) -> bool:
+    """Whether labels are numbers to come close to, not classes."""
+    return labels.dtype.kind == "f"
+
+
+def fits_numbers(values: Array, labels: Array) -> bool:
+    """Whether an output has a number for each label; axes of length 1 do not matter."""
+    own, wanted = ([n for n in each.shape[1:] if n != 1] for each in (values, labels))
+    return values.dtype.kind == "f" and values.ndim > 0 and own == wanted
 
 
 def varies(values: Array) -> bool:
@@ -211,12 +254,44 @@ def _notes(judged: Sequence[Judged]) -> tuple[str, ...]:
     )
 
 
-def _labelled(
+def _regressed(
+    teacher: Mapping[str, Array], judged: Sequence[Judged], labels: Array, share: float
+) -> Objective:
+    found = next((j for j in judged if fits_numbers(teacher[j.name], labels)), None)
+    if found is None:
+        raise DataError(no_output_for(labels))
+    name = found.name
+    own = LossTerm(
+        kind=LossKind.SQUARED_ERROR,
+        output=name,
+        scores=name,
+        variance=max(_variance(teacher[name]), _LEAST_VARIANCE),
+    )
+    given = replace(
+        own,
+        kind=LossKind.LABEL_ERROR,
+        variance=max(_variance(labels), _LEAST_VARIANCE),
+    )
+    weighted = (replace(given, weight=1 - share), replace(own, weight=share))
+    terms = tuple(term for term in weighted if term.weight > 0)
+    return Objective(terms, (own,), Metric.LABEL_R2, _notes([found]))
+
+
+def no_output_for(labels: Array) -> str:
+    """What to say where labels are numbers, and no output fits them."""
+    shape = ", ".join(["N", *map(str, labels.shape[1:])])
+    return (
+        f"labels are floats of the shape [{shape}], which no output has: to be regressed they"
+        " need its shape, and as classes to be integers"
+    )
+
+
+def _classified(
     model: ir.Model, teacher: Mapping[str, Array], judged: Sequence[Judged], share: float
 ) -> Objective:
     found = next((j for j in judged if teacher[j.name].ndim >= 2), None)
     if found is None:
-        raise DataError("labels were given, but no output has the shape [N, classes]")
+        raise DataError(NO_CLASSES)
     primary = found.name
     scores = _scores(model, primary)
     terms = [
@@ -242,7 +317,7 @@ def _distilled(
         kind=kind,
         output=judged.name,
         scores=judged.name if squares else _scores(model, judged.name),
-        variance=max(_variance(values), 1e-12),
+        variance=max(_variance(values), _LEAST_VARIANCE),
     )
 
 
@@ -283,11 +358,15 @@ def quality(
     Args:
         metric: What to measure.
         outputs: Output name → values of shape [N, ...]; accuracy looks at the first.
-        labels: [N, ...] for accuracy.
+        labels: [N, ...] for the metrics that compare with them.
         teacher: The float model's outputs, for the other metrics.
     """
+    first = next(iter(outputs.values()))
     if metric is Metric.ACCURACY:
-        return float(np.mean(decisions(next(iter(outputs.values()))) == labels))
+        return float(np.mean(decisions(first) == labels))
+    if metric is Metric.LABEL_R2:
+        assert labels is not None
+        return _r2(first, labels.reshape(first.shape))
     assert teacher is not None
     measure = _agreement if metric is Metric.AGREEMENT else _r2
     return float(np.mean([measure(values, teacher[name]) for name, values in outputs.items()]))

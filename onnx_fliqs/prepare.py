@@ -160,7 +160,7 @@ def with_sites(prepared: Prepared) -> ir.Model:
 
 def make_batch(dataset: Dataset, indices: npt.NDArray[Any]) -> Batch:
     """Gather samples and labels."""
-    labels = None if dataset.labels is None else dataset.labels[indices].astype(np.int64)
+    labels = None if dataset.labels is None else dataset.labels[indices]
     return Batch(dataset.batch(indices), labels, len(indices), dataset, indices)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnx_fliqs.data import Dataset
+from onnx_fliqs.objective import are_numbers
 
 __all__ = ["batch_indices", "split"]
 
@@ -16,7 +17,7 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Divide into a training and a validation set, without a common sample.
 
-    Where each sample has one label, both have each class in the same proportion. Both are
+    Where each sample has one class, both have each class in the same proportion. Both are
     shuffled: files are often sorted by class, and the first samples of either part are looked
     at alone.
 
@@ -35,7 +36,7 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(total)
     labels = dataset.labels
-    if labels is not None and labels.ndim == 1:
+    if labels is not None and labels.ndim == 1 and not are_numbers(labels):
         # A sample's place within its class, 0..1: the lowest places of all classes together
         # are the same share of each class.
         shuffled = shuffled[np.argsort(_places(labels[shuffled]), kind="stable")]

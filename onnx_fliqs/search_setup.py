@@ -21,7 +21,7 @@ from onnx_fliqs.evaluation import run_dataset, scored_output
 from onnx_fliqs.judged import exposed, judged_values
 from onnx_fliqs.legality import check_pairs
 from onnx_fliqs.model import fingerprint
-from onnx_fliqs.objective import Metric, Objective, choose_objective
+from onnx_fliqs.objective import Metric, Objective, are_numbers, choose_objective
 from onnx_fliqs.prepare import Prepared, calibrate, prepare, synthetic_data, weights_of
 from onnx_fliqs.runtime import make_session
 from onnx_fliqs.sampling import split
@@ -213,14 +213,14 @@ def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Obje
     fewer = sample.take(np.arange(max(1, len(sample) // 2)))
     mixing = _mixing(teacher, run_dataset(session, fewer, names))
     teacher = {name: values for name, values in teacher.items() if name not in mixing}
-    labelled = train.labels is not None and config.loss in ("auto", "cross-entropy")
-    if labelled:
+    labels = train.labels if config.loss in ("auto", "cross-entropy") else None
+    if labels is not None and not are_numbers(labels):
         scores = next(iter(scored_output(teacher, sample).values()))
         check_labels(train, scores.shape[1])
     objective = choose_objective(
         prepared.canonical,
         teacher,
-        labelled=labelled,
+        labels=labels,
         distillation=config.distillation,
         loss=config.loss,
     )
@@ -252,9 +252,11 @@ def _check_signal(signal: Signal, data: Dataset, objective: Objective) -> None:
         ConfigError: It needs labels, or classes.
     """
     if signal is Signal.ACCURACY and objective.metric is not Metric.ACCURACY:
-        why = "the loss leaves out" if data.labels is not None else "the data needs to have"
+        used = objective.metric is Metric.LABEL_R2
+        left = "the loss leaves out" if data.labels is not None else "the data needs to have"
+        why = "need to be classes" if used else left
         raise ConfigError(f"the signal accuracy rests on `labels`, which {why}")
-    if signal is Signal.AGREEMENT and objective.metric is Metric.R2:
+    if signal is Signal.AGREEMENT and not objective.metric.of_classes:
         raise ConfigError("the signal agreement needs a model whose outputs are class scores")
 
 

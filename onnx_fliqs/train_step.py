@@ -21,7 +21,7 @@ from onnx_fliqs.gradient import GRADIENT, build_gradient, promote_initializers
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.kernels import for_fast_kernels
 from onnx_fliqs.learned_thresholds import Threshold
-from onnx_fliqs.objective import Objective
+from onnx_fliqs.objective import Objective, are_numbers
 from onnx_fliqs.optimizer import BETA1, BETA2, Optimizer, build_optimizer
 from onnx_fliqs.passes.add_loss import DIVERGENCE, LABELS, LOSS, AddLossPass, teacher_input
 from onnx_fliqs.passes.add_threshold_gradients import AddThresholdGradientsPass
@@ -430,7 +430,8 @@ class TrainStep:
         feeds = {**batch.inputs, **_formats(values)}
         if self.objective.uses_labels:
             assert batch.labels is not None
-            feeds[LABELS] = batch.labels
+            numbers = are_numbers(batch.labels)
+            feeds[LABELS] = batch.labels.ravel() if numbers else batch.labels
         for name, array in teacher.items():
             feeds[teacher_input(name)] = array
         return feeds

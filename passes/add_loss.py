@@ -16,7 +16,7 @@ LOSS: Final = "onnx_fliqs.loss"
 DIVERGENCE: Final = "onnx_fliqs.divergence"
 """The same, for how far outputs are from the float model's."""
 LABELS: Final = "onnx_fliqs.labels"
-"""Name of the int64 input that cross-entropy adds."""
+"""Name of the input that cross-entropy (int64) or the error of labels (flat floats) adds."""
 
 _LARGEST_VARIANCE: Final = 1e30
 """Keeps the unit of the squared error a finite float32."""
@@ -38,7 +38,7 @@ class AddLossPass(ir.passes.InPlacePass):
 
     Requires: the values that the terms name.
     Ensures: outputs as before and the loss behind them; new inputs: the labels where a term
-        is cross-entropy, and one teacher input per distilled output. The signature grows: this
+        needs them, and one teacher input per distilled output. The signature grows: this
         is the one pass that changes it.
     Idempotent: a graph with an output of that name is left alone.
     """
@@ -164,9 +164,22 @@ def _squared_error(
     add: _Appender, graph: ir.Graph, values: dict[str, ir.Value], term: LossTerm
 ) -> ir.Value:
     """Mean squared difference in units of the teacher's variance."""
-    output = values[term.output]
-    teacher = _teacher(add, graph, output)
-    difference = add("Sub", [add.in_float32(before_cast(output)), teacher])
+    return _mean_square(add, values, term, _teacher(add, graph, values[term.output]))
+
+
+def _label_error(
+    add: _Appender, graph: ir.Graph, values: dict[str, ir.Value], term: LossTerm
+) -> ir.Value:
+    """The same for labels, in units of theirs; they are fed flat, as axes may differ."""
+    labels = _input(graph, LABELS, ir.DataType.FLOAT, ir.Shape(["onnx_fliqs.numbers"]))
+    shape = add("Shape", [values[term.output]])
+    return _mean_square(add, values, term, add("Reshape", [labels, shape]))
+
+
+def _mean_square(
+    add: _Appender, values: dict[str, ir.Value], term: LossTerm, wanted: ir.Value
+) -> ir.Value:
+    difference = add("Sub", [add.in_float32(before_cast(values[term.output])), wanted])
     mean = add("ReduceMean", [add("Mul", [difference, difference])], keepdims=0)
     return add(
         "Div",
@@ -176,6 +189,7 @@ def _squared_error(
 
 _TERMS: Final = {
     LossKind.CROSS_ENTROPY: _cross_entropy,
+    LossKind.LABEL_ERROR: _label_error,
     LossKind.DIVERGENCE: _divergence,
     LossKind.SQUARED_ERROR: _squared_error,
 }

@@ -411,8 +411,16 @@ def test_values_that_a_cast_keeps_are_accepted(
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        (np.array([1.0, 2.0]), "labels are float64; they must be integers"),
-        (np.array(["cat", "dog"]), "labels are <U3; they must be integers"),
+        (np.array([1.0, np.nan]), "labels hold NaN or infinity, first at index [1]"),
+        (np.array([1.0, 1e39]), "labels hold NaN or infinity, first at index [1]"),
+        (
+            np.array([1j, 2]),
+            "labels are complex128; they must be integers or floats",
+        ),
+        (
+            np.array(["cat", "dog"]),
+            "labels are <U3; they must be integers or floats",
+        ),
         (np.array(1), "labels need a first axis that counts the samples"),
         (np.array([0, -1]), "labels run from -1; they must not be negative"),
         (
@@ -426,6 +434,14 @@ def test_labels_that_are_no_class_numbers_are_refused(
 ) -> None:
     path = save(tmp_path, image=np.ones((2, 3, 4, 4)), labels=labels)
     assert refusal(path, [spec()]) == said
+
+
+def test_numbers_to_regress_are_read(tmp_path: Path) -> None:
+    data = load(tmp_path, [spec()], image=np.zeros((2, 3, 4, 4)), labels=[0.5, -2.0])
+    assert data.labels is not None
+    assert data.labels.dtype == np.float32
+    train, held_out = split(data, 0.5, 0)
+    assert {*train.labels, *held_out.labels} == {0.5, -2.0}  # type: ignore[misc]
 
 
 def test_labels_beyond_the_classes_are_refused() -> None:

@@ -79,6 +79,15 @@ def test_one_class_for_all_samples_is_noticed_where_they_differ() -> None:
     assert doubt(np.arange(100) % 2, None) is None
 
 
+def test_numbers_that_are_no_closer_than_their_mean_are_noticed() -> None:
+    labels = np.arange(40, dtype=np.float32)
+    data = Dataset({"x": labels}, labels, ())
+    assert doubtful_data(Metric.LABEL_R2, {"y": labels + 3}, data) is None
+    said = doubtful_data(Metric.LABEL_R2, {"y": 100 * labels}, data)
+    assert said is not None
+    assert "no closer to the labels than their mean" in said
+
+
 def test_few_samples_may_be_of_one_class() -> None:
     assert doubt(np.full(19, 3), None) is None
     assert doubt(np.full(20, 3), None) is not None

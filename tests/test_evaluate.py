@@ -227,6 +227,25 @@ def test_labels_for_every_position_are_counted() -> None:
     assert found.value == 34 / 35
 
 
+@pytest.mark.parametrize("shape", [(6,), (6, 1)])
+def test_numbers_are_compared_with_labels(shape: tuple[int, ...]) -> None:
+    model = support.model(
+        "g (float[N,4] x) => (int64[N] i, float[N,1] y)"
+        " { y = MatMul (x, w) i = ArgMax <axis = 1, keepdims = 0> (x) }",
+        weights={"w": (4, 1)},
+    )
+    x = np.random.default_rng(0).standard_normal((6, 4), np.float32)
+    y = support.run(model, {"x": x})[1]
+    for labels, expected in ((y, 1.0), (y + np.std(y), 0.0)):
+        data = Dataset({"x": x}, labels.reshape(shape), input_specs(model))
+        found = evaluate_model(model, data)
+        assert found.metric is Metric.LABEL_R2
+        assert found.value == pytest.approx(expected, abs=1e-5)
+    wrong = Dataset({"x": x}, np.zeros((6, 3), np.float32), input_specs(model))
+    with pytest.raises(DataError, match=r"floats of the shape \[N, 3\]"):
+        evaluate_model(model, wrong)
+
+
 def test_labels_without_classes_are_refused() -> None:
     model = support.model(
         "g (float[N,4] x) => (float[N] y) { m = MatMul (x, w) y = Squeeze (m) }",

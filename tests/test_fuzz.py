@@ -158,7 +158,7 @@ def check_training(network: Network, seed: int) -> None:
     judged = exposed(canonical, outputs)
     data = Dataset(feeds, None, input_specs(canonical))
     teacher = run_dataset(make_session(judged), data, outputs)
-    objective = choose_objective(canonical, teacher, labelled=False, distillation=0.5)
+    objective = choose_objective(canonical, teacher, labels=None, distillation=0.5)
     parameters = trainable_parameters(judged, objective.outputs)
     frozen = why_frozen(judged, space.layers, objective.outputs)
     for layer in space.layers:

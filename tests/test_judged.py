@@ -169,7 +169,7 @@ def test_argmax_tells_where_the_classes_are(axis: int, kind: LossKind, metric: M
         two=[2],
     )
     values = {"t": np.random.default_rng(0).standard_normal((4, 5, 1)).astype(np.float32)}
-    objective = choose_objective(model, values, labelled=False, distillation=0.5)
+    objective = choose_objective(model, values, labels=None, distillation=0.5)
     (term,) = objective.terms
     assert (term.kind, term.output, objective.metric) == (kind, "t", metric)
     (note,) = objective.notes

@@ -1,6 +1,9 @@
 """What is optimised follows from the model's outputs and the data."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import pytest
@@ -22,6 +25,7 @@ def choose(
     text: str,
     *,
     labelled: bool = False,
+    labels: npt.NDArray[Any] | None = None,
     distillation: float = 0.5,
     loss: str = "auto",
 ) -> Objective:
@@ -30,7 +34,11 @@ def choose(
     names = [str(value.name) for value in plain.graph.outputs]
     teacher = dict(zip(names, run(plain, random_feeds(plain)), strict=True))
     return choose_objective(
-        plain, teacher, labelled=labelled, distillation=distillation, loss=loss
+        plain,
+        teacher,
+        labels=np.zeros(4, np.int64) if labelled else labels,
+        distillation=distillation,
+        loss=loss,
     )
 
 
@@ -108,7 +116,7 @@ def test_only_a_softmax_over_the_classes_is(axis: str, scores: str) -> None:
 def test_what_is_no_class_score_is_compared_by_squares(text: str) -> None:
     plain = model(text, weights={"w": (4, 3)}, constants={"i": [1]})
     teacher = {"y": run(plain, random_feeds(plain))[0]}
-    objective = choose_objective(plain, teacher, labelled=False, distillation=0.5)
+    objective = choose_objective(plain, teacher, labels=None, distillation=0.5)
     (term,) = objective.terms
     assert term.kind is LossKind.SQUARED_ERROR
     assert term.variance == pytest.approx(np.var(teacher["y"]))
@@ -160,6 +168,38 @@ def test_the_loss_can_be_asked_for_even_beside_labels(loss: str) -> None:
     assert objective.metric is (Metric.R2 if loss == "mse" else Metric.AGREEMENT)
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 1), (4, 1, 3)])
+def test_labels_that_are_numbers_are_regressed(shape: tuple[int, ...]) -> None:
+    labels = 5 * np.random.default_rng(0).standard_normal(shape, np.float32)
+    objective = choose(CLASSES, labels=labels, distillation=0.25)
+    assert objective.metric is Metric.LABEL_R2
+    assert kinds(objective) == [("label-mse", "y", 0.75), ("mse", "y", 0.25)]
+    assert objective.terms[0].variance == pytest.approx(np.var(labels), rel=1e-5)
+    assert objective.uses_labels
+    assert objective.distills
+    assert [term.kind for term in objective.comparison] == [LossKind.SQUARED_ERROR]
+    alone = choose(CLASSES, labels=labels, distillation=0.0)
+    assert kinds(alone) == [("label-mse", "y", 1.0)]
+    assert not alone.distills
+    assert choose(CLASSES, labels=labels, loss="mse").metric is Metric.R2
+
+
+def test_numbers_are_matched_with_the_output_of_their_shape() -> None:
+    objective = choose(
+        "g (float[N,4] x) => (float[N,3] y, float[N,1] z) { y = MatMul (x, w) i = Constant"
+        " <value = int64[1] {1}> () z = ReduceMean (y, i) }",
+        labels=np.zeros(4, np.float32),
+    )
+    assert objective.outputs == ("z",)
+
+
+def test_numbers_that_no_output_fits_are_refused() -> None:
+    with pytest.raises(DataError, match=r"floats of the shape \[N\], which no output has"):
+        choose(CLASSES, labels=np.zeros(4, np.float32))
+    with pytest.raises(ConfigError, match="`labels` that are classes: integers"):
+        choose(CLASSES, labels=np.zeros((4, 3), np.float32), loss="cross-entropy")
+
+
 def test_impossible_wishes_are_refused() -> None:
     with pytest.raises(ConfigError, match="needs `labels`"):
         choose(CLASSES, loss="cross-entropy")
@@ -174,6 +214,18 @@ def test_impossible_wishes_are_refused() -> None:
 
 
 # -- quality --------------------------------------------------------------------------------
+
+
+def test_numbers_are_judged_by_the_variance_that_is_explained() -> None:
+    labels = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    for outputs, expected in (
+        (labels, 1.0),
+        (np.full(4, 2.5), 0.0),
+        (labels + 1, 1 - 1 / 1.25),
+        (-labels, 1 - 4 * 7.5 / 1.25),
+    ):
+        found = quality(Metric.LABEL_R2, {"y": f32(outputs)[:, None]}, labels=labels)
+        assert found == pytest.approx(expected)
 
 
 def test_accuracy_is_the_share_of_right_labels() -> None:

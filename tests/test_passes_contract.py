@@ -53,7 +53,7 @@ from onnx_fliqs.passes.specialise_sites import SpecialiseSitesPass
 from onnx_fliqs.passes.spell_out_windows import SpellOutWindowsPass
 from onnx_fliqs.passes.transpose_compressed_weights import TransposeCompressedWeightsPass
 from pass_models import CASES
-from support import check_pass, model, random_feeds, run
+from support import check_pass, f32, model, random_feeds, run
 
 PASSES = (
     BlockChannelsPass(block_of_channels(), batch=2),
@@ -168,6 +168,8 @@ def test_the_loss_is_what_its_name_says(kind: LossKind, scores: str) -> None:
     feeds = _loss_feeds(plain)
     needed = {str(value.name) for value in graph.graph.inputs}
     assert needed - {"x"} == ({teacher_input("y")} if term.needs_teacher else {LABELS})
+    if kind is LossKind.LABEL_ERROR:
+        feeds[LABELS] = f32(np.arange(6))
     y, loss = run(graph, {name: feeds[name] for name in needed})
     teacher, labels = feeds[teacher_input("y")], feeds[LABELS]
     logits = np.log(y) if scores == "a" else y
@@ -178,7 +180,8 @@ def test_the_loss_is_what_its_name_says(kind: LossKind, scores: str) -> None:
         p = teacher if scores == "a" else np.exp(teacher) / np.exp(teacher).sum(1)[:, None]
         expected = (p * (np.log(p) - log_q)).sum(axis=1).mean()
     else:
-        expected = np.square(y - teacher).mean() / 2.0
+        wanted = labels.reshape(2, 3) if kind is LossKind.LABEL_ERROR else teacher
+        expected = np.square(y - wanted).mean() / 2.0
     np.testing.assert_allclose(loss, 0.5 * expected, rtol=1e-5)  # float32 sums
 
 

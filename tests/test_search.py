@@ -18,11 +18,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+import onnx_fliqs
 import support
 from onnx_fliqs import api
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.config import SearchConfig
-from onnx_fliqs.controller import ControllerConfig, Method
+from onnx_fliqs.controller import ControllerConfig, Method, Signal
 from onnx_fliqs.cost import Budget, BudgetKind, cost_of
 from onnx_fliqs.critic import Critic, CriticState
 from onnx_fliqs.data import Dataset, input_specs
@@ -1031,6 +1032,44 @@ def first_too_large(data: Dataset) -> Iterator[Dataset]:
         labels = data.labels.copy()
         labels[index] = 3
         yield replace(data, labels=labels)
+
+
+def regression(count: int = 400) -> tuple[ir.Model, Dataset]:
+    """A float model whose last bias is off by one, and what it should give."""
+    model = support.model(
+        "g (float[N,4] x) => (float[N,1] y)"
+        " { h = Gemm (x, w, b) r = Tanh (h) y = Gemm (r, v, c) }",
+        weights={"w": (4, 6), "b": (6,), "v": (6, 1), "c": (1,)},
+    )
+    data = samples(model, count, labels=False)
+    right = support.run(model, {"x": data.inputs["x"].astype(np.float32)})[0]
+    return model, replace(data, labels=right[:, 0] + 1)
+
+
+def test_numbers_train_the_weights(tmp_path: Path) -> None:
+    model, data = regression()
+    config = SearchConfig(space="int8", steps=150, batch_size=32, workers=1, distillation=0.0)
+    result = search(model, data, replace(config, learning_rate=0.02))
+    assert result.metric == "label-r2"
+    assert result.quantized_quality > result.float_quality + 0.2
+    assert result.quantized_quality > 0.9
+    result.save(tmp_path / "q.onnx")
+    found = onnx_fliqs.evaluate(tmp_path / "q.onnx", data)
+    assert found.metric.value == "label-r2"
+    assert found.value == pytest.approx(result.quantized_quality, abs=0.05)
+    emitted = onnx_fliqs.emit(model, result.assignment, data)
+    assert emitted.metric == "label-r2"
+    assert emitted.quantized_quality == pytest.approx(result.float_quality, abs=0.05)
+
+
+def test_classes_of_a_regression_are_refused_with_a_hint() -> None:
+    model, data = regression(40)
+    whole = replace(data, labels=np.arange(40))
+    with pytest.raises(DataError, match="has 1 classes; numbers to regress must be floats"):
+        search(model, whole, SMALL, progress=never)
+    accuracy = replace(SMALL, controller=ControllerConfig(signal=Signal.ACCURACY))
+    with pytest.raises(ConfigError, match="which need to be classes"):
+        search(model, data, accuracy, progress=never)
 
 
 def test_one_label_out_of_range_is_refused_wherever_it_is() -> None:

@@ -90,7 +90,7 @@ def test_the_trained_model_is_saved_beside_the_graph(tmp_path: Path) -> None:
         ({"x": np.zeros((40, 5))}, r"'x' has shape \[40,5\]"),
         ({"x": [[1.0], [1.0, 2.0]]}, "'x' is no array: "),
         ({"x": np.full((40, 4), None)}, "wants float32, not object"),
-        ({"labels": [0.5] * 40}, "labels are float64; they must be integers"),
+        ({"labels": [0.5] * 40}, r"labels are floats of the shape \[N\], which no output has"),
         ({"labels": [0] * 39}, "differ in their number of samples"),
     ],
 )

@@ -92,7 +92,10 @@ def task_of(
     names = [str(value.name) for value in prepared.canonical.graph.outputs]
     teacher = run_dataset(session, data.take(np.arange(64) % len(data)), names)
     objective = choose_objective(
-        prepared.canonical, teacher, labelled=labelled, distillation=0.5
+        prepared.canonical,
+        teacher,
+        labels=data.labels if labelled else None,
+        distillation=0.5,
     )
     return Task(prepared, scales, data, objective)
 
@@ -413,7 +416,7 @@ def test_without_labels_the_float_model_is_the_teacher(digits: Task) -> None:
         choose_objective(
             digits.prepared.canonical,
             {"logits": np.zeros((4, 10), np.float32)},
-            labelled=False,
+            labels=None,
             distillation=0.5,
         ),
     )
@@ -437,7 +440,7 @@ def test_the_divergence_is_that_from_the_float_model_whatever_the_loss(
     objective = choose_objective(
         digits.prepared.canonical,
         {"logits": np.zeros((4, 10), np.float32)},
-        labelled=True,
+        labels=digits.data.labels,
         distillation=distillation,
     )
     task = replace(digits, objective=objective)
