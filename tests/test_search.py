@@ -691,7 +691,9 @@ def test_a_search_that_is_killed_resumes_to_the_same_bytes(
     quick: SearchResult, tmp_path: Path, seed: int
 ) -> None:
     folder, data = tmp_path / "c", tmp_path / "data.npz"
-    np.savez(data, image=digits().inputs["image"], labels=digits().labels)  # type: ignore[arg-type]
+    samples = digits()
+    image = samples.batch(np.arange(len(samples)))["image"]
+    np.savez(data, image=image, labels=samples.labels)  # type: ignore[arg-type]
     moment = random.Random(seed)
     step = moment.randrange(3, 23)
     with subprocess.Popen(
