@@ -691,9 +691,9 @@ def test_a_search_that_is_killed_resumes_to_the_same_bytes(
     quick: SearchResult, tmp_path: Path, seed: int
 ) -> None:
     folder, data = tmp_path / "c", tmp_path / "data.npz"
-    samples = digits()
-    image = samples.batch(np.arange(len(samples)))["image"]
-    np.savez(data, image=image, labels=samples.labels)  # type: ignore[arg-type]
+    part = digits()
+    image = part.batch(np.arange(len(part)))["image"]
+    np.savez(data, image=image, labels=part.labels)  # type: ignore[arg-type]
     moment = random.Random(seed)
     step = moment.randrange(3, 23)
     with subprocess.Popen(
