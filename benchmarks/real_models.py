@@ -22,7 +22,7 @@ from common import provenance
 from tasks import TASKS
 
 from onnx_fliqs import Budget, BudgetKind, SearchConfig, evaluate, search
-from onnx_fliqs.search_loop import Progress
+from onnx_fliqs.progress import Progress
 
 _PLAIN = """
 import json, sys

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from onnx_fliqs.latency import LatencyTable
     from onnx_fliqs.latency_profile import ProfileProgress
     from onnx_fliqs.latency_report import LatencyReport
+    from onnx_fliqs.progress import Progress as Step
     from onnx_fliqs.report import SearchResult
-    from onnx_fliqs.search_loop import Progress as Step
     from onnx_fliqs.targets import Target
     from onnx_fliqs.validation import Validation
     from onnx_fliqs.verify import Check

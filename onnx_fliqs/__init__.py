@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from onnx_fliqs.errors import FliqsError
     from onnx_fliqs.latency import LatencyTable
     from onnx_fliqs.latency_profile import ProfileConfig, ProfileProgress, profile
+    from onnx_fliqs.progress import Progress
     from onnx_fliqs.report import SearchResult
     from onnx_fliqs.rules import Rule
     from onnx_fliqs.schedule import Phase
-    from onnx_fliqs.search_loop import Progress, search
+    from onnx_fliqs.search_loop import search
     from onnx_fliqs.strategies import Strategy
 
 __all__ = [
@@ -69,7 +70,7 @@ _MODULES: Final = {
     "Phase": "schedule",
     "ProfileConfig": "latency_profile",
     "ProfileProgress": "latency_profile",
-    "Progress": "search_loop",
+    "Progress": "progress",
     "Rule": "rules",
     "SearchConfig": "config",
     "SearchResult": "report",

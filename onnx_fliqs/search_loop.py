@@ -20,7 +20,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
@@ -30,12 +30,12 @@ import numpy as np
 from onnx_fliqs.batch_parts import part_sizes, values_per_sample
 from onnx_fliqs.borders import spent
 from onnx_fliqs.checkpoint import Checkpoint
+from onnx_fliqs.choose_formats import FormatChooser, make_controller
 from onnx_fliqs.conclude import conclude
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import (
     Choices,
     Controller,
-    Method,
     Policy,
     Row,
     entropy,
@@ -45,17 +45,13 @@ from onnx_fliqs.controller import (
     uniform,
 )
 from onnx_fliqs.convergence import History
-from onnx_fliqs.cost import BudgetKind
-from onnx_fliqs.critic import Critic
 from onnx_fliqs.doubtful_data import doubtful_data
 from onnx_fliqs.errors import FliqsError, InterruptedSearchError
 from onnx_fliqs.judged import exposed
 from onnx_fliqs.learned_thresholds import Growth, learned_thresholds
-from onnx_fliqs.operand_lines import operand_lines, references
 from onnx_fliqs.prepare import make_batch, with_sites
-from onnx_fliqs.projection import project
+from onnx_fliqs.progress import Progress
 from onnx_fliqs.refit_thresholds import refit_thresholds
-from onnx_fliqs.reinforce import Reinforce
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.runtime import load_training
 from onnx_fliqs.sampling import batch_indices
@@ -70,53 +66,17 @@ from onnx_fliqs.search_state import (
     measurements,
     to_arrays,
 )
-from onnx_fliqs.sensitivity import measure_sensitivity, measured_choices
 from onnx_fliqs.sources import DataSource, ModelSource
-from onnx_fliqs.strategies import (
-    Strategy,
-    greedy_choices,
-    measure_damage,
-    program_choices,
-    random_choices,
-    uniform_choices,
-)
+from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.train_step import TrainStep
 from onnx_fliqs.trainability import trainable_parameters
 
-__all__ = ["Progress", "search"]
+__all__ = ["search"]
 
 logger = logging.getLogger(__name__)
 
-_DAMAGE_SAMPLES: Final = 256
-"""Held-out samples on which the baselines measure single changes of format, at most."""
-_MOST_MEASURED: Final = 512
-"""Held-out samples on which single changes of the float network are scored, at most. All
-together they are no more than the weights train on."""
 _MOST_SKIPPED: Final = 20
 """Steps in a row without a finite gradient after which a search gives up."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """What a step reports."""
-
-    step: int
-    """1 for the first; of batches while single changes are measured, of rounds while the
-    critic observes."""
-    steps: int
-    phase: Phase
-    loss: float
-    """Training loss of this step; NaN if nothing trains."""
-    held_out: float
-    """Loss on held-out samples, where it was measured, else NaN: the mean of the policy's
-    draws, or that of the fixed assignment."""
-    cost: float
-    """Expected cost as a share of the budget; of several, the largest share. NaN while single
-    changes are measured."""
-    entropy: float
-    """Mean entropy of the policy, in nats; NaN where there is none."""
-    quality: float | None
-    """Quality of the fixed assignment on the held-out samples, when it was measured."""
 
 
 def search(
@@ -201,15 +161,6 @@ class _Run:
         self._space = space
         self._schedule = Schedule.of(config)
         self._costs, self._borders = setup.costs, setup.borders
-        self._to_spend = [
-            number
-            for number, budget in enumerate(setup.budgets)
-            if budget.kind is not BudgetKind.LATENCY
-        ]
-        self._lines = [
-            operand_lines(choices, rows)
-            for choices, rows in zip(space.choices, setup.distortions, strict=True)
-        ]
         self._uniform = uniform([len(row) for row in self._costs])
         self._parts = _part_sizes(setup)
         learned = learned_thresholds(self._space) if config.threshold_rate > 0 else ()
@@ -230,6 +181,7 @@ class _Run:
         )
         try:
             self._scoring = Scoring(setup, self._step)
+            self._chooser = FormatChooser(setup, self._scoring, self._measured)
         except BaseException:
             self.close()
             raise
@@ -246,13 +198,17 @@ class _Run:
         """The state of the checkpoint, or the one before the first step."""
         arrays = self._store.read() if self._store is not None and resume else None
         try:
-            known = self._measure_sensitivity() if arrays is None else measurements(arrays)
-            self._controller = self._make_controller(known)
+            known = self._known() if arrays is None else measurements(arrays)
+            self._controller = make_controller(self._setup, known)
             if arrays is not None:
                 return from_arrays(arrays, self._step, self._controller)
             return self._observe(self.initial(known))
         except KeyboardInterrupt:
             raise InterruptedSearchError("stopped before the first step") from None
+
+    def _known(self) -> tuple[Row, ...]:
+        """What is measured of single layers before the first step, if that counts."""
+        return self._chooser.measure(self._step.initial()) if self._schedule.measures else ()
 
     def initial(self, known: tuple[Row, ...]) -> SearchState:
         """Nothing observed: calibrated thresholds, and what the policy knows by then."""
@@ -308,7 +264,7 @@ class _Run:
         if step == schedule.freeze:
             state = self._fix(state)
         elif step == schedule.look_back:
-            state = replace(state, earlier=self._choose(state))
+            state = replace(state, earlier=self._chooser.choose(state, self._controller))
         if config.refresh is not None and step % config.refresh == 0 and step > 0:
             state = replace(state, scales=self._refitted(state))
         rng = np.random.default_rng([config.seed, step, 0])
@@ -406,7 +362,7 @@ class _Run:
 
     def _fix(self, state: SearchState) -> SearchState:
         """Fix the assignment; the untrained weights are the first candidate, to be beaten."""
-        fixed = replace(state, final=self._choose(state))
+        fixed = replace(state, final=self._chooser.choose(state, self._controller))
         if self._setup.config.strategy is Strategy.FLIQS:
             policy = self._controller.policy(state.controller, 1.0)
             fixed = replace(fixed, entropy=entropy(policy))
@@ -414,34 +370,6 @@ class _Run:
         best = self._measure(untrained)[0].best
         assert best is not None
         return replace(fixed, best=best, untrained_loss=best.loss)
-
-    def _choose(self, state: SearchState) -> Choices:
-        """The assignment that the strategy asks for."""
-        strategy, costs, borders = self._setup.config.strategy, self._costs, self._borders
-        if strategy is Strategy.FIXED:
-            # The space has no other choices.
-            return (0,) * len(costs)
-        if strategy is Strategy.UNIFORM:
-            levels = self._space.uniform_choices
-            return uniform_choices(costs, levels, self._setup.distortions, borders)
-        if strategy is Strategy.RANDOM:
-            rng = np.random.default_rng(self._setup.config.seed)
-            return random_choices(costs, rng, borders)
-        if strategy is Strategy.FLIQS:
-            preferences = self._controller.preferences(state.controller)
-            slack = self._controller.slack
-            return project(preferences, costs, slack, borders, self._to_spend)
-        damage = measure_damage(
-            costs,
-            self._lines,
-            self._space.as_precise,
-            lambda candidates: self._scoring.losses(
-                candidates, state.train, state.scales, _DAMAGE_SAMPLES, self._measured
-            ),
-        )
-        if strategy is Strategy.GREEDY:
-            return greedy_choices(references(self._lines), costs, damage, borders)
-        return program_choices(costs, damage, borders, self._to_spend)
 
     def _measure(self, state: SearchState) -> tuple[SearchState, float, float]:
         """Quality and loss of the fixed assignment on the held-out samples.
@@ -462,33 +390,6 @@ class _Run:
         policy = self._controller.policy(state.controller, self._schedule.cooled(state.step))
         choices = state.final or most_probable(policy)
         return refit_thresholds(self._setup, self._step, state.train, state.scales, choices)
-
-    def _make_controller(self, known: tuple[Row, ...]) -> Controller[Any]:
-        """The controller, told what is known of the layers before anything is drawn."""
-        config = self._setup.config.controller
-        if config.method is Method.REINFORCE:
-            return Reinforce(self._costs, config)
-        distortions = tuple(row[:, None] for row in known) or self._setup.distortions
-        return Critic(self._costs, distortions, config)
-
-    def _measure_sensitivity(self) -> tuple[Row, ...]:
-        """How far single changes take the float network from what it was, if that counts."""
-        setup = self._setup
-        if not self._schedule.measures:
-            return ()
-        changes = (along for own in self._lines for along in measured_choices(own))
-        evaluations = 1 + sum(map(len, changes))
-        trained_on = setup.config.steps * setup.config.batch_size
-        samples = min(trained_on // evaluations, _MOST_MEASURED)
-        initial = self._step.initial()
-        return measure_sensitivity(
-            self._lines,
-            setup.distortions,
-            lambda candidates: self._scoring.divergences(
-                candidates, initial, setup.scales, samples, self._measured
-            ),
-            setup.config.weight_damage,
-        )
 
     def _measured(self, done: int, batches: int) -> None:
         """Tell that single changes have been scored on so many batches."""

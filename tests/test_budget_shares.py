@@ -27,10 +27,11 @@ from onnx_fliqs.errors import ConfigError, FliqsError, InfeasibleError, Interrup
 from onnx_fliqs.model import save_model
 from onnx_fliqs.precision import parse_space
 from onnx_fliqs.prepare import prepare
+from onnx_fliqs.progress import Progress
 from onnx_fliqs.projection import LEAST_SPENT, cheapest, project
 from onnx_fliqs.reinforce import Reinforce
 from onnx_fliqs.report import SearchResult
-from onnx_fliqs.search_loop import Progress, search
+from onnx_fliqs.search_loop import search
 from onnx_fliqs.sites import SearchSpace
 from onnx_fliqs.strategies import Strategy, greedy_choices, random_choices, uniform_choices
 from onnx_fliqs.targets import TARGETS

@@ -41,9 +41,10 @@ from onnx_fliqs.evaluation import evaluate_model
 from onnx_fliqs.model import load_model
 from onnx_fliqs.precision import parse_precision, parse_space, separated
 from onnx_fliqs.prepare import prepare
+from onnx_fliqs.progress import Progress
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.schedule import Phase
-from onnx_fliqs.search_loop import Progress, search
+from onnx_fliqs.search_loop import search
 from onnx_fliqs.search_setup import set_up
 from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.target_files import parse_target

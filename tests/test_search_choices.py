@@ -17,9 +17,10 @@ from onnx_fliqs.controller import ControllerConfig, Method, RewardForm, Schedule
 from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.errors import ConfigError, InterruptedSearchError
 from onnx_fliqs.optimizer import Optimizer
+from onnx_fliqs.progress import Progress
 from onnx_fliqs.report import SearchResult
 from onnx_fliqs.schedule import Phase
-from onnx_fliqs.search_loop import Progress, _Run, search
+from onnx_fliqs.search_loop import _Run, search
 from onnx_fliqs.search_setup import set_up
 from onnx_fliqs.search_state import SearchState
 from onnx_fliqs.sensitivity import measure_sensitivity
@@ -224,7 +225,7 @@ def test_weights_train_on_what_the_policy_prefers_from_the_first_step(
         return train(run, state, choices)
 
     monkeypatch.setattr(_Run, "_train", noted)
-    monkeypatch.setattr("onnx_fliqs.search_loop.project", lambda *_: (0, 1, 0))
+    monkeypatch.setattr("onnx_fliqs.choose_formats.project", lambda *_: (0, 1, 0))
     result = search(network(), samples(), replace(FIXED, steps=2, observe=observe))
     assert trained == [(0, 1, 0)] * 2
     assert list(result.assignment.layers.values()) == ["int2", "int4", "int2"]
@@ -241,7 +242,7 @@ def test_without_draws_the_policy_is_that_of_single_changes(
             for i in range(count)
         ]
         monkeypatch.setattr(
-            "onnx_fliqs.search_loop.measure_sensitivity", lambda *_, g=growth: tuple(g)
+            "onnx_fliqs.choose_formats.measure_sensitivity", lambda *_, g=growth: tuple(g)
         )
         config = replace(FIXED, steps=2, observe=0.0)
         chosen = list(search(network(), samples(), config).assignment.layers.values())
@@ -259,7 +260,7 @@ def test_single_changes_are_judged_by_the_divergence_from_the_float_model(
         seen.append(tuple(float(value) for row in rows for value in row))
         return rows
 
-    monkeypatch.setattr("onnx_fliqs.search_loop.measure_sensitivity", noted)
+    monkeypatch.setattr("onnx_fliqs.choose_formats.measure_sensitivity", noted)
     for loss in ("cross-entropy", "kl"):
         search(network(), samples(), replace(FIXED, steps=2, loss=loss, distillation=0.0))
     assert seen[0] == seen[1]

@@ -26,8 +26,9 @@ from onnx_fliqs.errors import ConfigError, FliqsError, InterruptedSearchError
 from onnx_fliqs.model import save_model
 from onnx_fliqs.precision import parse_space
 from onnx_fliqs.prepare import prepare
+from onnx_fliqs.progress import Progress
 from onnx_fliqs.report import SearchResult
-from onnx_fliqs.search_loop import Progress, search
+from onnx_fliqs.search_loop import search
 from onnx_fliqs.strategies import Strategy
 from onnx_fliqs.targets import TARGETS, Activations, Bias, Placement, Target
 from support import STRATEGIES, initializer, ops, random_feeds, run
