@@ -2,8 +2,8 @@
 
     python benchmarks/data_memory.py --megabytes 1000
 
-Writes images of noise into a folder of ``.npy`` files and into an ``.npz``, and searches a
-small CNN on each in a process of its own. Counted is memory of the process itself: pages of
+Writes images of noise, with a label for each sample or for each place (8 bits), into a folder
+of ``.npy`` files and into an ``.npz``, and searches a small CNN on each in a process of its own. Counted is memory of the process itself: pages of
 mapped files can be dropped at any time. Linux only.
 """
 
@@ -28,7 +28,7 @@ _SHAPE: Final = (3, 64, 64)
 _CLASSES: Final = 10
 _CHUNK: Final = 256
 _STEPS: Final = 20
-_MODEL: Final = f"""
+_CLASSIFIER: Final = f"""
     <ir_version: 8, opset_import: ["" : 17]>
     g (float[N,{",".join(map(str, _SHAPE))}] image) => (float[N,{_CLASSES}] y)
     <float[8,3,3,3] w, float[8,{_CLASSES}] v> {{
@@ -39,12 +39,23 @@ _MODEL: Final = f"""
         y = MatMul (f, v)
     }}
 """
+_SEGMENTER: Final = f"""
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N,{",".join(map(str, _SHAPE))}] image)
+        => (float[N,{_CLASSES},{",".join(map(str, _SHAPE[1:]))}] y)
+    <float[8,3,3,3] w, float[{_CLASSES},8,1,1] v> {{
+        c = Conv <pads = [1, 1, 1, 1]> (image, w)
+        r = Relu (c)
+        y = Conv (r, v)
+    }}
+"""
 
 
-def _write(folder: Path, megabytes: int) -> tuple[Path, ...]:
+def _write(folder: Path, megabytes: int, *, places: bool) -> tuple[Path, ...]:
     rng = np.random.default_rng(0)
-    model = onnx.parser.parse_model(_MODEL)
-    for value, shape in (("w", (8, 3, 3, 3)), ("v", (8, _CLASSES))):
+    model = onnx.parser.parse_model(_SEGMENTER if places else _CLASSIFIER)
+    last = (_CLASSES, 8, 1, 1) if places else (8, _CLASSES)
+    for value, shape in (("w", (8, 3, 3, 3)), ("v", last)):
         weights = (0.2 * rng.standard_normal(shape)).astype(np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(weights, value))
     onnx.save(model, folder / "model.onnx")
@@ -58,7 +69,8 @@ def _write(folder: Path, megabytes: int) -> tuple[Path, ...]:
         piece = images[start : start + _CHUNK]
         piece[:] = rng.standard_normal(piece.shape, np.float32)
     images.flush()
-    labels = rng.integers(0, _CLASSES, count)
+    each = _SHAPE[1:] if places else ()
+    labels = rng.integers(0, _CLASSES, (count, *each), np.uint8)
     np.save(mapped / "labels.npy", labels)
     archive = folder / "archive.npz"
     np.savez(archive, image=images, labels=labels)
@@ -94,13 +106,14 @@ def main() -> None:
         print(_peak(*options.search))
         return
     print(json.dumps(provenance()))
-    print("\n| samples | peak, MB |\n|---|---|")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for data in _write(folder, options.megabytes):
-            command = [sys.executable, __file__, "--search", folder / "model.onnx", data]
-            found = subprocess.run(command, capture_output=True, text=True, check=True)
-            print(f"| {data.name} | {float(found.stdout):.0f} |")
+    print("\n| labels | samples | peak, MB |\n|---|---|---|")
+    for kind, places in (("of a sample", False), ("of each place", True)):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for data in _write(folder, options.megabytes, places=places):
+                command = [sys.executable, __file__, "--search", folder / "model.onnx", data]
+                found = subprocess.run(command, capture_output=True, text=True, check=True)
+                print(f"| {kind} | {data.name} | {float(found.stdout):.0f} |")
 
 
 if __name__ == "__main__":

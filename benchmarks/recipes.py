@@ -129,7 +129,7 @@ class Recipe:
         if self.data is not None:
             return self.data(self.samples)
         specs = input_specs(load_model(model))
-        return dict(synthetic(specs, self.samples, _SEED).inputs)
+        return dict(synthetic(specs, self.samples, _SEED).stored_inputs)
 
 
 _CIFAR: Final = Recipe(samples=4000, batch=64, task="resnet20")

@@ -273,14 +273,15 @@ def _qualities(
     reference = run_dataset(make_session(exposed(canonical, names)), dataset, names)
     watched = make_session(exposed(graph, names), level=level)
     outputs = run_dataset(watched, dataset, names)
-    if dataset.labels is not None:
+    labels = dataset.labels
+    if labels is not None:
         scored_output(reference, dataset)
-    objective = choose_objective(canonical, reference, labels=dataset.labels, distillation=0.0)
+    objective = choose_objective(canonical, reference, labels=labels, distillation=0.0)
     first, second = (
         quality(
             objective.metric,
             {name: found[name] for name in objective.outputs},
-            labels=dataset.labels,
+            labels=labels,
             teacher=reference,
         )
         for found in (reference, outputs)

@@ -23,6 +23,7 @@ __all__ = [
     "TensorSpec",
     "batched_inputs",
     "check_labels",
+    "extremes",
     "input_specs",
     "pieces",
     "shape_text",
@@ -152,22 +153,23 @@ class Dataset:
     constant. Its array has exactly that shape and goes whole into each batch.
     """
 
-    inputs: Mapping[str, Array]
-    """By input name, as stored: not yet of the input's type, and of all samples."""
-    labels: Array | None
-    """``[N]`` or ``[N, ...]``: int64 classes, never negative, or float32 numbers."""
+    stored_inputs: Mapping[str, Array]
+    """By input name: not yet of the input's type, and maybe of more samples (``rows``)."""
+    stored_labels: Array | None
+    """``[N]`` or ``[N, ...]``, as the inputs: classes as whole numbers of any type, never
+    negative, or finite floats."""
     specs: tuple[TensorSpec, ...]
     synthetic: bool = False
     """Whether the samples are made up."""
     rows: Indices | None = None
-    """Which samples of the arrays of ``inputs``, in which order; None: all. So parts of a data
-    set share its memory, or its files."""
+    """Which samples of the stored arrays, in which order; None: all. So parts of a data set
+    share its memory, or its files."""
 
     def __len__(self) -> int:
         """The number of samples."""
         if self.rows is not None:
             return len(self.rows)
-        return max((len(self.inputs[name]) for name in self._batched), default=1)
+        return max((len(self.stored_inputs[name]) for name in self._batched), default=1)
 
     @property
     def _batched(self) -> tuple[str, ...]:
@@ -186,7 +188,7 @@ class Dataset:
         """
         if self.fixed_batch is not None:
             return self.fixed_batch
-        numbers = sum(math.prod(self.inputs[name].shape[1:]) for name in self._batched)
+        numbers = sum(math.prod(self.stored_inputs[name].shape[1:]) for name in self._batched)
         fitting = max(_FEWEST_OBSERVED, _MOST_OBSERVED // max(1, numbers))
         return min(most, fitting, len(self))
 
@@ -197,41 +199,59 @@ class Dataset:
 
     def batch(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Array]:
         """Gather samples, of the inputs' types and contiguous, ready to be fed."""
-        chosen = indices if self.rows is None else self.rows[indices]
+        chosen = self._stored_at(indices)
         batched = self._batched
         return {
             spec.name: np.asarray(
-                self.inputs[spec.name][chosen]
+                self.stored_inputs[spec.name][chosen]
                 if spec.name in batched
-                else self.inputs[spec.name],
+                else self.stored_inputs[spec.name],
                 dtype=spec.dtype,
                 order="C",
             )
             for spec in self.specs
         }
 
+    def labels_at(self, indices: npt.NDArray[np.integer[Any]]) -> Array | None:
+        """Gather labels: int64 classes or float32 numbers; None if there are none."""
+        if self.stored_labels is None:
+            return None
+        return _as_labels(self.stored_labels[self._stored_at(indices)])
+
+    @property
+    def labels(self) -> Array | None:
+        """All its labels, as :meth:`labels_at`; a copy, if they are stored in another way."""
+        if self.stored_labels is None:
+            return None
+        return _as_labels(self.stored_labels[slice(None) if self.rows is None else self.rows])
+
+    def _stored_at(
+        self, indices: npt.NDArray[np.integer[Any]]
+    ) -> npt.NDArray[np.integer[Any]]:
+        return indices if self.rows is None else self.rows[indices]
+
     def take(self, indices: npt.NDArray[np.integer[Any]]) -> "Dataset":
         """Make a data set of some of the samples, in the order of the indices.
 
-        Its arrays are those of this one; nothing but labels is copied.
+        Its arrays are those of this one; nothing is copied.
         """
         rows = np.arange(len(self)) if self.rows is None else self.rows
-        return replace(
-            self,
-            rows=rows[indices],
-            labels=None if self.labels is None else self.labels[indices],
-        )
+        return replace(self, rows=rows[indices])
 
     def fingerprint(self) -> str:
         """SHA-256 over names, types, shapes and contents: equal only for equal data."""
         digest = hashlib.sha256()
         batched = self._batched
-        for name in sorted(self.inputs):
+        for name in sorted(self.stored_inputs):
             rows = self.rows if name in batched else None
-            _feed(digest.update, f"input {name}", self.inputs[name], rows)
-        if self.labels is not None:
-            _feed(digest.update, LABELS, self.labels)
+            _feed(digest.update, f"input {name}", self.stored_inputs[name], rows)
+        if self.stored_labels is not None:
+            _feed(digest.update, LABELS, self.stored_labels, self.rows)
         return digest.hexdigest()
+
+
+def _as_labels(stored: Array) -> Array:
+    return np.asarray(stored, np.float32 if stored.dtype.kind == "f" else np.int64)
 
 
 def _feed(
@@ -267,16 +287,29 @@ def pieces(array: Array, rows: Indices | None = None) -> Iterator[Array]:
         yield array[start:stop] if rows is None else array[rows[start:stop]]
 
 
+def extremes(array: Array, rows: Indices | None = None) -> tuple[Any, Any]:
+    """The smallest and the largest number of an array that is not empty, as plain numbers.
+
+    Args:
+        array: Real numbers without NaN.
+        rows: Which rows count; None: all.
+    """
+    found = [(piece.min().item(), piece.max().item()) for piece in pieces(array, rows)]
+    return min(least for least, _ in found), max(most for _, most in found)
+
+
 def check_labels(dataset: Dataset, classes: int) -> None:
     """Check that every label is one of the model's classes.
 
     Raises:
         DataError: A label is too large.
     """
-    labels = dataset.labels
-    if labels is not None and labels.max() >= classes:
+    if dataset.stored_labels is None:
+        return
+    least, most = extremes(dataset.stored_labels, dataset.rows)
+    if most >= classes:
         hint = "; numbers to regress must be floats" if classes == 1 else ""
         raise DataError(
-            f"labels run from {labels.min()} to {labels.max()}, but the model's output has"
-            f" {classes} classes{hint}"
+            f"labels run from {least} to {most}, but the model's output has {classes}"
+            f" classes{hint}"
         )

@@ -6,7 +6,15 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from onnx_fliqs.data import LABELS, Dataset, TensorSpec, batched_inputs, pieces, shape_text
+from onnx_fliqs.data import (
+    LABELS,
+    Dataset,
+    TensorSpec,
+    batched_inputs,
+    extremes,
+    pieces,
+    shape_text,
+)
 from onnx_fliqs.errors import DataError
 
 __all__ = ["checked_dataset", "dataset_from_arrays", "match_names"]
@@ -65,9 +73,10 @@ def checked_dataset(arrays: Mapping[str, Array], specs: tuple[TensorSpec, ...]) 
         array = inputs[spec.name]
         _check_shape(array, spec, constant=spec.name not in batched)
         _check_values(array, spec)
-    labels = None if found is None else _check_label_array(found)
-    _check_lengths(inputs, labels, batched)
-    return Dataset(inputs, labels, specs)
+    if found is not None:
+        _check_label_array(found)
+    _check_lengths(inputs, found, batched)
+    return Dataset(inputs, found, specs)
 
 
 def _listing(names: Iterable[str]) -> str:
@@ -175,12 +184,11 @@ def _check_values(array: Array, spec: TensorSpec) -> None:
     if array.size == 0:
         return
     if array.dtype.kind in "fc":
-        _check_finite(array, f"input {name!r} holds")
+        _check_finite(array, f"input {name!r} holds", array.dtype)
     if target.kind == "c":
         return
     low, high = spec.value_range
-    least = min(piece.min().item() for piece in pieces(array))
-    most = max(piece.max().item() for piece in pieces(array))
+    least, most = extremes(array)
     if least < low or most > high:
         worst = most if most > high else least
         raise DataError(f"input {name!r} is {target}, which cannot hold {worst:g}")
@@ -189,10 +197,13 @@ def _check_values(array: Array, spec: TensorSpec) -> None:
         raise DataError(f"input {name!r} is {target}, but the data has fractions")
 
 
-def _check_finite(array: Array, what: str) -> None:
+def _check_finite(array: Array, what: str, dtype: npt.DTypeLike) -> None:
+    """Refuse what is not finite once it has a type."""
     start = 0
     for piece in pieces(array):
-        if not (finite := np.isfinite(piece)).all():
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(piece.astype(dtype, copy=False))
+        if not finite.all():
             first = np.argwhere(~finite)[0]
             first[:1] += start
             where = ", ".join(map(str, first))
@@ -200,22 +211,22 @@ def _check_finite(array: Array, what: str) -> None:
         start += len(piece) if piece.ndim else 0
 
 
-def _check_label_array(labels: Array) -> Array:
+def _check_label_array(labels: Array) -> None:
     """Check that labels are class numbers, or finite numbers of another kind."""
     if labels.dtype.kind not in "biuf":
         raise DataError(f"labels are {labels.dtype}; they must be integers or floats")
     if labels.ndim == 0:
         raise DataError("labels need a first axis that counts the samples")
     if labels.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            numbers = labels.astype(np.float32)
-        _check_finite(numbers, "labels hold")
-        return numbers
-    if labels.size and labels.min() < 0:
-        raise DataError(f"labels run from {labels.min()}; they must not be negative")
-    if labels.size and int(labels.max()) > np.iinfo(np.int64).max:
-        raise DataError(f"labels run to {labels.max()}, which is no class number")
-    return labels.astype(np.int64)
+        _check_finite(labels, "labels hold", np.float32)
+        return
+    if not labels.size:
+        return
+    least, most = extremes(labels)
+    if least < 0:
+        raise DataError(f"labels run from {least}; they must not be negative")
+    if most > np.iinfo(np.int64).max:
+        raise DataError(f"labels run to {most}, which is no class number")
 
 
 def _check_lengths(

@@ -1,5 +1,6 @@
 """Quality and agreement of model files in ONNX Runtime."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -167,18 +168,19 @@ def evaluate_model(
         DataError: The labels do not fit the model's output.
         UnsupportedError: The models have no outputs that can be compared.
     """
-    if dataset.labels is None and against is None:
+    if dataset.stored_labels is None and against is None:
         raise ConfigError("the data has no `labels`: name the float model with --against")
     if against is not None:
         _check_signature(model, against)
     session, used = open_session(model, level)
     names = tensor_outputs(model)
     outputs = run_dataset(session, dataset, names)
-    if dataset.labels is not None and against is None:
-        numbers = are_numbers(dataset.labels)
+    labels = dataset.labels
+    if labels is not None and against is None:
+        numbers = are_numbers(labels)
         metric = Metric.LABEL_R2 if numbers else Metric.ACCURACY
         found = outputs if numbers else _scores(model, outputs, dataset, used)
-        value = quality(metric, scored_output(found, dataset), labels=dataset.labels)
+        value = quality(metric, scored_output(found, dataset), labels=labels)
         return Evaluation(metric, value, len(dataset), used)
     assert against is not None
     # The other model may fix another batch size.
@@ -200,13 +202,14 @@ def _scores(
 
     The largest scores in their order, say, are no scores of classes.
     """
-    assert dataset.labels is not None
+    assert dataset.stored_labels is not None
+    count = math.prod((len(dataset), *dataset.stored_labels.shape[1:]))
     whole = {k: v for k, v in outputs.items() if v.dtype.kind in "biu"}
     chosen = chosen_outputs(model) - whole.keys()
     kept = {name: values for name, values in outputs.items() if name not in chosen}
     if any(v.ndim >= 2 for k, v in kept.items() if k not in whole):
         return kept
-    if any(v.size == dataset.labels.size for v in whole.values()):
+    if any(v.size == count for v in whole.values()):
         return kept
     judged = [each.name for each in judged_values(model)]
     behind = run_dataset(make_session(exposed(model, judged), level=level), dataset, judged)
@@ -273,18 +276,19 @@ def scored_output(outputs: Mapping[str, Array], dataset: Dataset) -> dict[str, A
     Raises:
         DataError: There is none, or the labels have another shape or too large a value.
     """
-    assert dataset.labels is not None
-    if are_numbers(dataset.labels):
+    stored = dataset.stored_labels
+    assert stored is not None
+    if are_numbers(stored):
         for name, values in outputs.items():
-            if fits_numbers(values, dataset.labels):
+            if fits_numbers(values, stored):
                 return {name: values}
-        raise DataError(no_output_for(dataset.labels))
-    shape = dataset.labels.shape
+        raise DataError(no_output_for(stored))
+    shape = (len(dataset), *stored.shape[1:])
     whole = {k: v for k, v in outputs.items() if v.dtype.kind in "biu"}
     scored = ((k, v) for k, v in outputs.items() if k not in whole and v.ndim >= 2)
     found = next(scored, None)
     if found is None:
-        decided = ((k, v) for k, v in whole.items() if v.size == dataset.labels.size)
+        decided = ((k, v) for k, v in whole.items() if v.size == math.prod(shape))
         for name, classes in decided:
             return {name: classes.reshape(shape)}
         raise DataError(NO_CLASSES)

@@ -21,7 +21,6 @@ from onnx_fliqs.data import Dataset, input_specs
 from onnx_fliqs.find_layers import find_layers
 from onnx_fliqs.index_ranges import index_ranges
 from onnx_fliqs.layer_operators import macs
-from onnx_fliqs.objective import are_numbers
 from onnx_fliqs.passes.canonicalise import canonicalise
 from onnx_fliqs.passes.equalize_layers import EqualizeLayersPass
 from onnx_fliqs.passes.insert_search_sites import InsertSearchSitesPass
@@ -161,11 +160,8 @@ def with_sites(prepared: Prepared) -> ir.Model:
 
 def make_batch(dataset: Dataset, indices: npt.NDArray[Any]) -> Batch:
     """Gather samples and labels."""
-    labels = dataset.labels
-    if labels is not None:
-        kind = np.float32 if are_numbers(labels) else np.int64
-        labels = labels[indices].astype(kind, copy=False)
-    return Batch(dataset.batch(indices), labels, len(indices), dataset, indices)
+    inputs, labels = dataset.batch(indices), dataset.labels_at(indices)
+    return Batch(inputs, labels, len(indices), dataset, indices)
 
 
 def calibration_batches(dataset: Dataset) -> list[Batch]:

@@ -35,8 +35,9 @@ def split(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Datase
     held_out = min(max(round(fraction * total), 1), total - 1)
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(total)
-    labels = dataset.labels
-    if labels is not None and labels.ndim == 1 and not are_numbers(labels):
+    stored = dataset.stored_labels
+    if stored is not None and stored.ndim == 1 and not are_numbers(stored):
+        labels = np.asarray(dataset.labels)
         # A sample's place within its class, 0..1: the lowest places of all classes together
         # are the same share of each class.
         shuffled = shuffled[np.argsort(_places(labels[shuffled]), kind="stable")]

@@ -123,7 +123,7 @@ def set_up(source: ModelSource, data: DataSource | None, config: SearchConfig) -
     train, held_out = split(dataset, _validation_share(len(dataset), config), config.seed)
     objective = _objective(prepared, train, config)
     _check_signal(config.controller.signal, train, objective)
-    if train.labels is not None and not objective.uses_labels and config.loss != "auto":
+    if train.stored_labels is not None and not objective.uses_labels and config.loss != "auto":
         warnings.append(
             f"the labels are not used: the loss {config.loss} compares with the float model"
             " alone"
@@ -213,7 +213,7 @@ def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Obje
     fewer = sample.take(np.arange(max(1, len(sample) // 2)))
     mixing = _mixing(teacher, run_dataset(session, fewer, names))
     teacher = {name: values for name, values in teacher.items() if name not in mixing}
-    labels = train.labels if config.loss in ("auto", "cross-entropy") else None
+    labels = sample.labels if config.loss in ("auto", "cross-entropy") else None
     if labels is not None and not are_numbers(labels):
         scores = next(iter(scored_output(teacher, sample).values()))
         check_labels(train, scores.shape[1])
@@ -253,7 +253,11 @@ def _check_signal(signal: Signal, data: Dataset, objective: Objective) -> None:
     """
     if signal is Signal.ACCURACY and objective.metric is not Metric.ACCURACY:
         used = objective.metric is Metric.LABEL_R2
-        left = "the loss leaves out" if data.labels is not None else "the data needs to have"
+        left = (
+            "the loss leaves out"
+            if data.stored_labels is not None
+            else "the data needs to have"
+        )
         why = "need to be classes" if used else left
         raise ConfigError(f"the signal accuracy rests on `labels`, which {why}")
     if signal is Signal.AGREEMENT and not objective.metric.of_classes:

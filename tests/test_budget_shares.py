@@ -375,7 +375,7 @@ def test_the_command_line_takes_several(
 ) -> None:
     path = tmp_path / "model.onnx"
     save_model(network(), path)
-    np.savez(tmp_path / "data.npz", x=samples().inputs["x"])
+    np.savez(tmp_path / "data.npz", x=samples().stored_inputs["x"])
     found = CliRunner().invoke(
         main,
         [

@@ -98,7 +98,7 @@ def test_arrays_are_kept_as_stored_and_cast_in_batches(tmp_path: Path) -> None:
     data = load(tmp_path, [spec()], image=pixels, labels=np.arange(6, dtype=np.uint8))
     assert len(data) == 6
     assert not data.synthetic
-    assert data.inputs["image"].dtype == np.uint8
+    assert data.stored_inputs["image"].dtype == np.uint8
     assert data.labels is not None
     assert data.labels.dtype == np.int64
     batch = data.batch(np.array([5, 0, 5]))
@@ -113,14 +113,14 @@ def test_batches_are_contiguous_whatever_the_order_in_the_file(tmp_path: Path) -
 
 def test_x_stands_for_the_only_input(tmp_path: Path) -> None:
     data = load(tmp_path, [spec("serving/image:0")], x=np.ones((2, 3, 4, 4)))
-    assert list(data.inputs) == ["serving/image:0"]
+    assert list(data.stored_inputs) == ["serving/image:0"]
     assert data.labels is None
 
 
 def test_names_that_are_no_python_names_are_found(tmp_path: Path) -> None:
     name = "gpu_0/data 0:1"
     data = load(tmp_path, [spec(name)], **{name: np.ones((2, 3, 4, 4))})
-    assert list(data.inputs) == [name]
+    assert list(data.stored_inputs) == [name]
 
 
 def test_compressed_files_and_boolean_labels_are_read(tmp_path: Path) -> None:
@@ -475,7 +475,9 @@ def test_a_fingerprint_tells_every_difference() -> None:
 
 def test_a_fingerprint_is_of_the_contents_not_of_their_place() -> None:
     data = synthetic([spec(), spec("rate", shape=())], 5, 0)
-    turned = {name: np.array(data.inputs[name], order="F") for name in ("rate", "image")}
+    turned = {
+        name: np.array(data.stored_inputs[name], order="F") for name in ("rate", "image")
+    }
     assert Dataset(turned, None, data.specs).fingerprint() == data.fingerprint()
 
 
@@ -491,7 +493,7 @@ def test_a_folder_is_what_an_archive_is(tmp_path: Path) -> None:
     np.save(tmp_path / "labels", np.arange(4))
     (tmp_path / "notes.txt").write_text("not looked at")
     mapped = load_data(tmp_path, specs)
-    assert isinstance(mapped.inputs["ids/tokens"], np.memmap)
+    assert isinstance(mapped.stored_inputs["ids/tokens"], np.memmap)
     path = tmp_path / "data.npz"
     np.savez(path, **arrays, labels=np.arange(4))  # type: ignore[arg-type]
     assert mapped.fingerprint() == load_data(path, specs).fingerprint()
@@ -534,11 +536,37 @@ def test_a_folder_that_does_not_fit_is_refused(
 def test_parts_share_the_arrays_of_the_whole() -> None:
     whole = labelled(list(range(10)))
     parts = [whole.take(np.arange(4)), *split(whole, 0.3, 0)]
-    assert all(part.inputs["x"] is whole.inputs["x"] for part in parts)
+    assert all(part.stored_inputs["x"] is whole.stored_inputs["x"] for part in parts)
     again = parts[1].take(np.array([2, 0]))
     assert values(again).tolist() == values(parts[1])[[2, 0]].tolist()
-    copied = replace(again, inputs={"x": again.batch(np.arange(2))["x"]}, rows=None)
+    inputs = {"x": again.batch(np.arange(2))["x"]}
+    copied = replace(again, stored_inputs=inputs, stored_labels=again.labels, rows=None)
     assert again.fingerprint() == copied.fingerprint() != whole.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("stored", "cast"), [(np.uint8, np.int64), (np.float64, np.float32), (bool, np.int64)]
+)
+def test_labels_of_parts_stay_in_their_file(
+    tmp_path: Path, stored: npt.DTypeLike, cast: npt.DTypeLike
+) -> None:
+    numbers = np.arange(24).reshape(4, 2, 3).astype(stored)
+    np.save(tmp_path / "x", np.zeros((4, 3)))
+    np.save(tmp_path / "labels", numbers)
+    part = load_data(tmp_path, [spec("x", shape=(None, 3))]).take(np.array([3, 1]))
+    assert isinstance(part.stored_labels, np.memmap)
+    found = part.labels_at(np.array([1]))
+    assert found is not None
+    assert found.dtype == cast
+    np.testing.assert_array_equal(found, numbers[[1]])
+    np.testing.assert_array_equal(part.labels, numbers[[3, 1]])
+
+
+def test_a_label_counts_only_in_the_parts_that_have_it() -> None:
+    whole = labelled([0, 1, 9])
+    check_labels(whole.take(np.array([1, 0])), 2)
+    with pytest.raises(DataError, match=r"labels run from 1 to 9, but .* 2 classes"):
+        check_labels(whole.take(np.array([1, 2])), 2)
 
 
 def test_what_is_wrong_is_found_in_any_piece(
@@ -576,12 +604,12 @@ def test_synthetic_inputs_follow_from_the_seed() -> None:
     assert len(first) == 9
     assert first.fingerprint() == again.fingerprint() != other.fingerprint()
     fewer = synthetic([spec(shape=(None, 5)), specs[1]], 9, 3)
-    np.testing.assert_array_equal(fewer.inputs["mask"], first.inputs["mask"])
+    np.testing.assert_array_equal(fewer.stored_inputs["mask"], first.stored_inputs["mask"])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
 def test_synthetic_floats_are_standard_normal_within_three(dtype: npt.DTypeLike) -> None:
-    x = synthetic([spec("a", dtype, (None, 100))], 200, 0).inputs["a"]
+    x = synthetic([spec("a", dtype, (None, 100))], 200, 0).stored_inputs["a"]
     assert x.dtype == dtype
     wide = x.astype(np.float64)
     assert np.abs(wide).max() == 3.0
@@ -596,7 +624,7 @@ def test_synthetic_floats_are_standard_normal_within_three(dtype: npt.DTypeLike)
 def test_synthetic_narrow_integers_take_every_value(
     dtype: npt.DTypeLike, low: int, high: int
 ) -> None:
-    x = synthetic([spec("a", dtype, (None, 100))], 100, 0).inputs["a"]
+    x = synthetic([spec("a", dtype, (None, 100))], 100, 0).stored_inputs["a"]
     assert x.dtype == dtype
     assert set(x.astype(int).ravel()) == set(range(low, high + 1))
 
@@ -604,7 +632,7 @@ def test_synthetic_narrow_integers_take_every_value(
 @pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint8])
 def test_synthetic_inputs_stay_in_a_given_range(dtype: npt.DTypeLike) -> None:
     data = synthetic([spec("a", dtype, (None, 50))], 50, 0, ranges={"a": (2, 6.5)})
-    x = data.inputs["a"]
+    x = data.stored_inputs["a"]
     assert x.dtype == dtype
     assert x.min() >= 2
     assert x.max() <= 6.5
@@ -619,9 +647,9 @@ def test_free_dimensions_get_a_size_and_constants_keep_theirs() -> None:
         spec("flag", np.bool_, ()),
     ]
     data = synthetic(specs, 6, 0, dynamic=7)
-    shapes = {name: array.shape for name, array in data.inputs.items()}
+    shapes = {name: array.shape for name, array in data.stored_inputs.items()}
     assert shapes == {"a": (6, 7, 5), "state": (2, 3), "flag": ()}
-    assert synthetic(specs[:1], 1, 0).inputs["a"].shape == (1, 32, 5)
+    assert synthetic(specs[:1], 1, 0).stored_inputs["a"].shape == (1, 32, 5)
 
 
 @pytest.mark.parametrize(
@@ -657,7 +685,9 @@ def test_an_impossible_range_is_refused(bounds: tuple[float, float]) -> None:
 def test_ranges_reach_the_ends_of_wide_integers() -> None:
     specs = [spec("a", np.uint64, (None,))]
     data = synthetic(specs, 2, 0, ranges={"a": ((1 << 64) - 1, (1 << 64) - 1)})
-    np.testing.assert_array_equal(data.inputs["a"], np.full(2, (1 << 64) - 1, np.uint64))
+    np.testing.assert_array_equal(
+        data.stored_inputs["a"], np.full(2, (1 << 64) - 1, np.uint64)
+    )
 
 
 def test_a_range_for_no_input_is_refused() -> None:
@@ -712,7 +742,7 @@ def test_the_first_samples_of_both_parts_are_of_all_classes(known: bool) -> None
     """Of a file that is sorted by class, too."""
     labels = np.arange(10).repeat(200)
     data = labelled(labels.tolist())
-    for part in split(data if known else replace(data, labels=None), 0.5, seed=0):
+    for part in split(data if known else replace(data, stored_labels=None), 0.5, seed=0):
         assert set(labels[values(part)[:100]]) == set(range(10))
 
 
@@ -732,7 +762,7 @@ def test_a_split_follows_from_the_seed() -> None:
 @pytest.mark.parametrize("labels", [None, np.zeros((10, 2), np.int64)])
 def test_data_without_a_class_per_sample_is_split_too(labels: Array | None) -> None:
     made_up = synthetic([spec()], 10, 0)
-    data = Dataset(made_up.inputs, labels, made_up.specs, synthetic=True)
+    data = Dataset(made_up.stored_inputs, labels, made_up.specs, synthetic=True)
     train, validation = split(data, 0.3, 0)
     assert (len(train), len(validation)) == (7, 3)
     assert train.synthetic

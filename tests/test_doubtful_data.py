@@ -114,7 +114,7 @@ def test_a_search_says_so_before_it_trains_and_in_its_result(
 ) -> None:
     data = digits()
     assert data.labels is not None
-    wrong = replace(data, labels=(data.labels + 1) % 10)
+    wrong = replace(data, stored_labels=(data.labels + 1) % 10)
     logged: list[list[str]] = []
     with caplog.at_level(logging.WARNING, "onnx_fliqs"):
         result = search(
@@ -132,8 +132,8 @@ def test_an_emission_says_so(tmp_path: Path) -> None:
     formats = search(DIGITS, data, QUICK).assignment
     path = tmp_path / "a.json"
     path.write_text(formats.to_json())
-    scaled = {"image": np.zeros_like(data.inputs["image"])}
-    for wrong, doubted in ((data, False), (replace(data, inputs=scaled), True)):
+    scaled = {"image": np.zeros_like(data.stored_inputs["image"])}
+    for wrong, doubted in ((data, False), (replace(data, stored_inputs=scaled), True)):
         result = emit(DIGITS, Assignment.read(path), wrong)
         assert any("guess" in warning for warning in result.warnings) == doubted
         assert result.samples == 100

@@ -49,7 +49,7 @@ def data_for(model: ir.Model, count: int, *, labels: bool = True) -> Dataset:
 def scores(model: ir.Model, data: Dataset) -> npt.NDArray[np.float32]:
     weight = model.graph.initializers["w"].const_value
     assert weight is not None
-    x = next(iter(data.inputs.values()))
+    x = next(iter(data.stored_inputs.values()))
     return np.asarray(x @ weight.numpy(), np.float32)
 
 
@@ -71,9 +71,9 @@ def test_a_fixed_batch_is_filled_up_with_the_last_sample(count: int) -> None:
     feeds = list(feeds_of(data))
     assert all(feed["x"].shape == (4, 4) for feed in feeds)
     joined = np.concatenate([feed["x"] for feed in feeds])
-    np.testing.assert_array_equal(joined[:count], data.inputs["x"])
+    np.testing.assert_array_equal(joined[:count], data.stored_inputs["x"])
     for row in joined[count:]:
-        np.testing.assert_array_equal(row, data.inputs["x"][-1])
+        np.testing.assert_array_equal(row, data.stored_inputs["x"][-1])
 
 
 def test_a_free_batch_is_not_filled_up() -> None:
@@ -214,7 +214,7 @@ def test_labels_that_do_not_fit_are_refused(
 ) -> None:
     model = linear()
     with pytest.raises(DataError, match=message):
-        evaluate_model(model, replace(data_for(model, 5), labels=labels))
+        evaluate_model(model, replace(data_for(model, 5), stored_labels=labels))
 
 
 def test_labels_for_every_position_are_counted() -> None:
@@ -268,11 +268,13 @@ def argmax(weight: str, keepdims: int = 0) -> ir.Model:
 def test_classes_are_compared_with_labels_and_with_each_other(keepdims: int) -> None:
     model, other = argmax("w", keepdims), argmax("v", keepdims)
     data = data_for(model, 50)
-    mine, theirs = (support.run(m, dict(data.inputs))[0].reshape(-1) for m in (model, other))
+    mine, theirs = (
+        support.run(m, dict(data.stored_inputs))[0].reshape(-1) for m in (model, other)
+    )
     found = evaluate_model(model, data)
     assert found.metric is Metric.ACCURACY
     assert found.value == float(np.mean(mine == data.labels))
-    found = evaluate_model(model, replace(data, labels=None), against=other)
+    found = evaluate_model(model, replace(data, stored_labels=None), against=other)
     assert found.metric is Metric.AGREEMENT
     assert found.value == float(np.mean(mine == theirs))
     assert found.warnings == ()
@@ -281,7 +283,9 @@ def test_classes_are_compared_with_labels_and_with_each_other(keepdims: int) -> 
 def test_classes_that_are_not_one_for_each_label_are_refused() -> None:
     model = argmax("w")
     with pytest.raises(DataError, match=r"the shape \[N, 2\], but output 'a' needs \[N\]"):
-        evaluate_model(model, replace(data_for(model, 5), labels=np.zeros((5, 2), np.int64)))
+        evaluate_model(
+            model, replace(data_for(model, 5), stored_labels=np.zeros((5, 2), np.int64))
+        )
 
 
 CHOSEN = """g (float[N,4] x) => (float[N,3] y, int64[M,2] places, string[N] words) {
@@ -345,9 +349,9 @@ def test_not_a_number_is_no_agreement() -> None:
         weights={"w": (4, 3)},
     )
     data = data_for(model, 50)
-    whole = ~np.isnan(support.run(model, dict(data.inputs))[0]).any(axis=1)
+    whole = ~np.isnan(support.run(model, dict(data.stored_inputs))[0]).any(axis=1)
     assert 0 < whole.mean() < 1
-    found = evaluate_model(model, replace(data, labels=None), against=model)
+    found = evaluate_model(model, replace(data, stored_labels=None), against=model)
     assert found.value == float(whole.mean())
     assert evaluate_model(model, data).value <= float(whole.mean())
 

@@ -105,6 +105,6 @@ def test_what_is_emitted_has_one_sample_and_is_measured_all_the_same() -> None:
     assert shapes(result.model)["x"] == [1, 4]
     assert shapes(result.model)["y"] == [1, 3]
     known = data(10)
-    fixed = Dataset(known.inputs, known.labels, input_specs(result.model))
+    fixed = Dataset(known.stored_inputs, known.labels, input_specs(result.model))
     assert evaluate(result.model, fixed).value == result.quantized_quality
     assert validate(result.model, data=fixed).problems == ()

@@ -516,7 +516,7 @@ def test_inspect_lists_what_rules_leave() -> None:
 def test_the_command_line_reads_rules(tmp_path: Path) -> None:
     model, rules, data = (tmp_path / name for name in ("m.onnx", "rules.json", "data.npz"))
     save_model(network(), model)
-    np.savez(data, x=samples().inputs["x"])
+    np.savez(data, x=samples().stored_inputs["x"])
     both = '{"schema": 1, "rules": [{"positions": ["first", "last"], "fix": "int8"}]}'
     rules.write_text(both, encoding="utf-8")
 

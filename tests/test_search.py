@@ -546,7 +546,7 @@ def test_the_report_adds_up(quick: SearchResult) -> None:
 
 
 def test_the_loss_is_told_before_and_after_training() -> None:
-    data = replace(digits(), labels=None)
+    data = replace(digits(), stored_labels=None)
     result = search(DIGITS, data, replace(QUICK, space="int4", budget=None))
     assert result.loss is not None
     assert result.untrained_loss is not None
@@ -824,7 +824,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_labels_agreement_with_the_float_model_counts() -> None:
-    data = replace(digits(), labels=None)
+    data = replace(digits(), stored_labels=None)
     result = search(DIGITS, data, QUICK)
     assert_sound(result)
     assert result.metric == "agreement"
@@ -1034,7 +1034,7 @@ def first_too_large(data: Dataset) -> Iterator[Dataset]:
     for index in range(len(data)):
         labels = data.labels.copy()
         labels[index] = 3
-        yield replace(data, labels=labels)
+        yield replace(data, stored_labels=labels)
 
 
 def regression(count: int = 400) -> tuple[ir.Model, Dataset]:
@@ -1045,8 +1045,8 @@ def regression(count: int = 400) -> tuple[ir.Model, Dataset]:
         weights={"w": (4, 6), "b": (6,), "v": (6, 1), "c": (1,)},
     )
     data = samples(model, count, labels=False)
-    right = support.run(model, {"x": data.inputs["x"].astype(np.float32)})[0]
-    return model, replace(data, labels=right[:, 0] + 1)
+    right = support.run(model, {"x": data.stored_inputs["x"].astype(np.float32)})[0]
+    return model, replace(data, stored_labels=right[:, 0] + 1)
 
 
 def test_numbers_train_the_weights(tmp_path: Path) -> None:
@@ -1067,7 +1067,7 @@ def test_numbers_train_the_weights(tmp_path: Path) -> None:
 
 def test_classes_of_a_regression_are_refused_with_a_hint() -> None:
     model, data = regression(40)
-    whole = replace(data, labels=np.arange(40))
+    whole = replace(data, stored_labels=np.arange(40))
     with pytest.raises(DataError, match="has 1 classes; numbers to regress must be floats"):
         search(model, whole, SMALL, progress=never)
     accuracy = replace(SMALL, controller=ControllerConfig(signal=Signal.ACCURACY))
@@ -1086,7 +1086,7 @@ def test_many_labels_out_of_range_are_refused() -> None:
     model = mlp()
     data = samples(model, 200)
     with pytest.raises(DataError, match="3 classes"):
-        search(model, replace(data, labels=np.arange(200)), SMALL, progress=never)
+        search(model, replace(data, stored_labels=np.arange(200)), SMALL, progress=never)
 
 
 def test_a_rare_label_out_of_range_beyond_the_first_batch_is_refused() -> None:
@@ -1095,13 +1095,13 @@ def test_a_rare_label_out_of_range_beyond_the_first_batch_is_refused() -> None:
     labels = data.labels.copy()
     labels[-1] = 10
     with pytest.raises(DataError, match="10 classes"):
-        search(DIGITS, replace(data, labels=labels), QUICK, progress=never)
+        search(DIGITS, replace(data, stored_labels=labels), QUICK, progress=never)
 
 
 @pytest.mark.parametrize("shape", [(40, 1), (40, 3), (40, 2, 2)])
 def test_labels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     model = mlp()
-    data = replace(samples(model), labels=np.zeros(shape, np.int64))
+    data = replace(samples(model), stored_labels=np.zeros(shape, np.int64))
     named = ", ".join(map(str, shape[1:]))
     with pytest.raises(DataError, match=rf"labels have the shape \[N, {named}\], .* \[N\]$"):
         search(model, data, SMALL, progress=never)
@@ -1112,7 +1112,9 @@ def test_a_float_model_that_overflows_is_refused_in_one_line(
 ) -> None:
     model = mlp()
     data = samples(model)
-    huge = replace(data, inputs={"x": np.full_like(data.inputs["x"], 3e38, np.float32)})
+    huge = replace(
+        data, stored_inputs={"x": np.full_like(data.stored_inputs["x"], 3e38, np.float32)}
+    )
     with pytest.raises(DataError, match="'y', which is judged, is not finite"):
         search(model, huge, SMALL, progress=never)
     assert not recwarn.list

@@ -408,7 +408,7 @@ def test_learned_thresholds_lower_the_loss(digits: Task) -> None:
 
 
 def test_without_labels_the_float_model_is_the_teacher(digits: Task) -> None:
-    data = Dataset(digits.data.inputs, None, digits.data.specs)
+    data = Dataset(digits.data.stored_inputs, None, digits.data.specs)
     task = Task(
         digits.prepared,
         digits.scales,
