@@ -3,8 +3,9 @@
     python benchmarks/data_memory.py --megabytes 1000
 
 Writes images of noise, with a label for each sample or for each place (8 bits), into a folder
-of ``.npy`` files and into an ``.npz``, and searches a small CNN on each in a process of its own. Counted is memory of the process itself: pages of
-mapped files can be dropped at any time. Linux only.
+of ``.npy`` files and into an ``.npz``, and searches a small CNN on each in a process of its
+own. Counted is memory of the process itself: pages of mapped files can be dropped at any time.
+Linux only.
 """
 
 import argparse

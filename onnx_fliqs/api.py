@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+import numpy as np
 import onnx_ir as ir
 
 from onnx_fliqs.assignment import Assignment
@@ -22,6 +23,7 @@ from onnx_fliqs.errors import (
 from onnx_fliqs.evaluation import (
     Evaluation,
     evaluate_model,
+    most_judged,
     not_finite,
     run_dataset,
     scored_output,
@@ -234,7 +236,7 @@ def emit(
         biases = corrected_biases(shipped, prepared.space, chosen, scales, batches)
         shipped = with_weights(shipped, biases)
     emitted = emit_verified(shipped, prepared.space, chosen, scales, profile, batches[:2])
-    objective, float_quality, quantized, doubts = _qualities(
+    objective, samples, float_quality, quantized, doubts = _qualities(
         prepared.canonical, emitted.graph, emitted.level, dataset
     )
     shipped, notes = ship(emitted.graph, profile, dataset)
@@ -248,7 +250,7 @@ def emit(
         skipped=prepared.space.skipped,
         cost=cost_of(prepared.space, chosen),
         metric=objective.metric.value,
-        samples=len(dataset),
+        samples=samples,
         float_quality=float_quality,
         quantized_quality=quantized,
         untrained_loss=None,
@@ -267,10 +269,15 @@ def emit(
 
 def _qualities(
     canonical: ir.Model, graph: ir.Model, level: OptimizationLevel, dataset: Dataset
-) -> tuple[Objective, float, float, tuple[str, ...]]:
-    """What is judged; quality of the float model and of the graph on the data; warnings."""
+) -> tuple[Objective, int, float, float, tuple[str, ...]]:
+    """What is judged; samples; quality of the float model and of the graph; warnings."""
     names = [judged.name for judged in judged_values(canonical)]
-    reference = run_dataset(make_session(exposed(canonical, names)), dataset, names)
+    session = make_session(exposed(canonical, names))
+    most = most_judged(session, dataset, names)
+    if most < len(dataset):
+        order = np.random.default_rng(_SEED).permutation(len(dataset))
+        dataset = dataset.take(order[:most])
+    reference = run_dataset(session, dataset, names)
     watched = make_session(exposed(graph, names), level=level)
     outputs = run_dataset(watched, dataset, names)
     labels = dataset.labels
@@ -289,7 +296,7 @@ def _qualities(
     judged = {name: reference[name] for name in objective.outputs}
     doubt = doubtful_data(objective.metric, judged, dataset)
     warnings = (*((doubt,) if doubt else ()), *not_finite(reference, outputs))
-    return objective, first, second, warnings
+    return objective, len(dataset), first, second, warnings
 
 
 # --- evaluate and validate -----------------------------------------------------------------

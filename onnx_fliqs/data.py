@@ -192,11 +192,6 @@ class Dataset:
         fitting = max(_FEWEST_OBSERVED, _MOST_OBSERVED // max(1, numbers))
         return min(most, fitting, len(self))
 
-    def whole_batches(self, samples: int) -> int:
-        """As many samples, as far as they are batches that the model accepts; at least one."""
-        fixed = self.fixed_batch
-        return samples if fixed is None else max(1, samples // fixed) * fixed
-
     def batch(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Array]:
         """Gather samples, of the inputs' types and contiguous, ready to be fed."""
         chosen = self._stored_at(indices)

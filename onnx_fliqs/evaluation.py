@@ -32,6 +32,7 @@ __all__ = [
     "Evaluation",
     "evaluate_model",
     "feeds_of",
+    "most_judged",
     "not_finite",
     "open_session",
     "run_dataset",
@@ -42,6 +43,8 @@ __all__ = [
 Array: TypeAlias = npt.NDArray[Any]
 
 _BATCH: Final = 64
+_MOST_KEPT: Final = 1 << 28
+"""Numbers of all samples together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class Evaluation:
 
 def feeds_of(dataset: Dataset) -> Iterator[dict[str, Array]]:
     """The whole data set in batches; a fixed batch size is filled up with repetitions."""
-    size = dataset.fixed_batch or _BATCH
+    size = dataset.batch_within(_BATCH)
     for start in range(0, len(dataset), size):
         indices = np.arange(start, start + size)
         if dataset.fixed_batch is None:
@@ -87,8 +90,8 @@ def run_dataset(
     """
     if not names:
         return {}
-    batches = list(feeds_of(dataset))
-    rows = [run_session(session, names, feeds) for feeds in batches]
+    # One batch after another: all inputs together may be larger than the memory.
+    rows = [run_session(session, names, feeds) for feeds in feeds_of(dataset)]
     joined = {}
     for i, name in enumerate(names):
         parts = [row[i] for row in rows]
@@ -97,9 +100,23 @@ def run_dataset(
         if parts[0].ndim == 0:
             joined[name] = parts[0]
         elif len({part.shape[1:] for part in parts}) == 1:
-            fed = len(batches) * dataset.fixed_batch if dataset.fixed_batch else len(dataset)
+            fed = len(rows) * dataset.fixed_batch if dataset.fixed_batch else len(dataset)
             joined[name] = without_filling(np.concatenate(parts), fed, len(dataset))
     return joined
+
+
+def most_judged(session: "InferenceSession", dataset: Dataset, names: Sequence[str]) -> int:
+    """How many samples of a data set can be kept at once: inputs, and some outputs.
+
+    At most as many as have 2^28 numbers of either (1 GiB in float32); at least one. Scores of
+    each place of large images are what makes it fewer than there are.
+    """
+    count = dataset.fixed_batch or 1
+    few = dataset.take(np.arange(count) % len(dataset))
+    outputs = run_dataset(session, few, names)
+    inputs = few.batch(np.arange(count))
+    most = (sum(array.size for array in arrays.values()) for arrays in (inputs, outputs))
+    return max(1, _MOST_KEPT * count // max(1, *most))
 
 
 def not_finite(

@@ -37,7 +37,9 @@ class Scoring:
         self.batches = _batches(setup.held_out, EVALUATION_BATCH)
         """All held-out samples."""
         data, config = setup.held_out, setup.config
-        self._drawn_size = data.whole_batches(min(config.held_out_batch, len(data)))
+        self._drawn_part = data.batch_within(config.held_out_batch)
+        parts = max(1, min(config.held_out_batch, len(data)) // self._drawn_part)
+        self._drawn_size = parts * self._drawn_part
         self.teacher = self._without_filling(step.teacher_outputs(self.batches))
         """The float model's judged outputs for all of them."""
 
@@ -143,9 +145,7 @@ class Scoring:
         """Samples by number, of another stream than those that train."""
         data, seed = self._setup.held_out, self._setup.config.seed
         rows = batch_indices(len(data), self._drawn_size, number, seed + 1)
-        # In one batch, unless the model fixes its size.
-        size = data.fixed_batch or len(rows)
-        return [make_batch(data, part) for part in rows.reshape(-1, size)]
+        return [make_batch(data, part) for part in rows.reshape(-1, self._drawn_part)]
 
     def _without_filling(self, outputs: Outputs) -> dict[str, npt.NDArray[Any]]:
         """What the held-out samples gave, each once."""
@@ -155,7 +155,7 @@ class Scoring:
 
 def _batches(data: Dataset, size: int) -> list[Batch]:
     """The whole data set; a fixed batch size is filled up from its beginning."""
-    size = data.fixed_batch or size
+    size = data.batch_within(size)
     rows = [np.arange(start, start + size) for start in range(0, len(data), size)]
     if data.fixed_batch is None:
         rows[-1] = rows[-1][rows[-1] < len(data)]

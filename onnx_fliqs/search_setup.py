@@ -1,9 +1,9 @@
 """What a search starts from: the model, the data and the settings, checked and prepared."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from onnx_fliqs.controller import Choices, Signal
 from onnx_fliqs.cost import Budget, BudgetKind, CostTable, cost_of, default_budget
 from onnx_fliqs.data import Dataset, check_labels
 from onnx_fliqs.errors import ConfigError, DataError
-from onnx_fliqs.evaluation import run_dataset, scored_output
+from onnx_fliqs.evaluation import most_judged, run_dataset, scored_output
 from onnx_fliqs.judged import exposed, judged_values
 from onnx_fliqs.legality import check_pairs
 from onnx_fliqs.model import fingerprint
@@ -32,6 +32,9 @@ from onnx_fliqs.target_files import parse_target, target_to_json
 from onnx_fliqs.targets import Target
 from onnx_fliqs.trainability import why_frozen
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
 __all__ = ["Setup", "set_up"]
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -40,7 +43,7 @@ _TARGET: Final = "generic"
 _SYNTHETIC_SAMPLES: Final = 256
 _LARGEST_VALIDATION: Final = 2000
 _SAMPLE: Final = 64
-"""Samples on which the float model's outputs are looked at."""
+"""Samples on which the float model's outputs are looked at, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +123,13 @@ def set_up(source: ModelSource, data: DataSource | None, config: SearchConfig) -
         )
     if len(dataset) == 1:
         warnings.append("there is a single sample, which trains and judges")
-    train, held_out = split(dataset, _validation_share(len(dataset), config), config.seed)
-    objective = _objective(prepared, train, config)
+    names = [judged.name for judged in judged_values(prepared.canonical)]
+    session = make_session(exposed(prepared.canonical, names))
+    most = min(_LARGEST_VALIDATION, most_judged(session, dataset, names))
+    share = min(config.validation, most / len(dataset))
+    train, held_out = split(dataset, share, config.seed)
+    sample = train.take(np.arange(min(_SAMPLE, most, len(train))))
+    objective = _objective(prepared, train, sample, config, session, names)
     _check_signal(config.controller.signal, train, objective)
     if train.stored_labels is not None and not objective.uses_labels and config.loss != "auto":
         warnings.append(
@@ -200,15 +208,24 @@ def _with_values(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _validation_share(samples: int, config: SearchConfig) -> float:
-    return min(config.validation, _LARGEST_VALIDATION / samples)
+def _objective(
+    prepared: Prepared,
+    train: Dataset,
+    sample: Dataset,
+    config: SearchConfig,
+    session: "InferenceSession",
+    names: Sequence[str],
+) -> Objective:
+    """Choose the loss by a look at the float model's outputs; check the labels against it.
 
-
-def _objective(prepared: Prepared, train: Dataset, config: SearchConfig) -> Objective:
-    """Choose the loss by a look at the float model's outputs; check the labels against it."""
-    sample = train.take(np.arange(min(_SAMPLE, len(train))))
-    names = [judged.name for judged in judged_values(prepared.canonical)]
-    session = make_session(exposed(prepared.canonical, names))
+    Args:
+        prepared: With the canonical model.
+        train: What trains.
+        sample: Some of it, to look at.
+        config: Of the search.
+        session: Of the canonical model.
+        names: Its judged values.
+    """
     teacher = run_dataset(session, sample, names)
     fewer = sample.take(np.arange(max(1, len(sample) // 2)))
     mixing = _mixing(teacher, run_dataset(session, fewer, names))

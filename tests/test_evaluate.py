@@ -16,6 +16,7 @@ from onnx_fliqs.errors import ConfigError, DataError, FliqsError, UnsupportedErr
 from onnx_fliqs.evaluation import (
     evaluate_model,
     feeds_of,
+    most_judged,
     not_finite,
     open_session,
     run_dataset,
@@ -79,6 +80,28 @@ def test_a_fixed_batch_is_filled_up_with_the_last_sample(count: int) -> None:
 def test_a_free_batch_is_not_filled_up() -> None:
     data = data_for(linear(), 70)
     assert sum(len(feed["x"]) for feed in feeds_of(data)) == 70
+
+
+@pytest.mark.parametrize(("side", "size"), [(32, 64), (256, 8)])
+def test_big_images_are_run_a_few_at_a_time(side: int, size: int) -> None:
+    shape = f"N,3,{side},{side}"
+    model = support.model(f"g (float[{shape}] x) => (float[{shape}] y) {{ y = Relu (x) }}")
+    data = Dataset({"x": np.zeros((66, 3, side, side))}, None, input_specs(model))
+    sizes = [len(feed["x"]) for feed in feeds_of(data)]
+    assert sizes == [size] * (66 // size) + [66 % size]
+
+
+@pytest.mark.parametrize(
+    ("batch", "kept", "samples"),
+    [("N", 21, 5), ("N", 1000, 250), ("N", 3, 1), ("4", 21, 5), ("4", 3, 1)],
+)
+def test_as_many_samples_are_judged_as_can_be_kept(
+    batch: str, kept: int, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An input has 4 numbers, an output 3."""
+    monkeypatch.setattr("onnx_fliqs.evaluation._MOST_KEPT", kept)
+    model = linear(batch)
+    assert most_judged(make_session(model), data_for(model, 10), ["y"]) == samples
 
 
 @pytest.mark.parametrize("batch", ["N", "4"])

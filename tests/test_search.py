@@ -21,6 +21,7 @@ import pytest
 import onnx_fliqs
 import support
 from onnx_fliqs import api
+from onnx_fliqs.api import emit
 from onnx_fliqs.assignment import Assignment
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import ControllerConfig, Method, Signal
@@ -726,6 +727,19 @@ def interrupted(
 ) -> None:
     with pytest.raises(InterruptedSearchError):
         search(model, data, config, checkpoint=folder, progress=Recorder(3))
+
+
+def test_as_many_samples_judge_as_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others train. Of the inputs there are 4 numbers in a sample."""
+    model, data = mlp(), samples(mlp())
+    monkeypatch.setattr("onnx_fliqs.evaluation._MOST_KEPT", 11)
+    setup = set_up(model, data, SMALL)
+    assert (len(setup.train), len(setup.held_out)) == (38, 2)
+    result = search(model, data, SMALL)
+    assert result.samples == 2
+    emitted = emit(model, result.assignment, data)
+    assert emitted.samples == 2
+    assert emitted.quantized_quality in (0.0, 0.5, 1.0)
 
 
 @pytest.mark.parametrize(
