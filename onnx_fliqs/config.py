@@ -58,8 +58,8 @@ class SearchConfig:
     distillation: float = 0.5
     """Share of the float model in the loss where that is ``auto`` and there are labels."""
     validation: float = 0.1
-    """Share of the data (at most 2,000 samples) that does not train: it measures formats
-    and tells which weights are best."""
+    """Share of the data that does not train: it measures formats and tells which weights are
+    best. At most 2,000 samples, and as many as have 2^28 numbers of inputs or of outputs."""
     observe: float = 0.0
     """Critic: rounds of draws that are scored on the float network before anything trains, as
     a share of the steps. 0: the policy is that of what single changes cost; with

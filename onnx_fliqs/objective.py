@@ -160,7 +160,7 @@ def choose_objective(
         model: The canonical model.
         teacher: The float model's judged values on some samples, by name; those that are
             missing are not judged.
-        labels: Of the same samples; whole numbers are classes. None: there are none.
+        labels: Of some samples; whole numbers are classes. None: there are none.
         distillation: Share of the float model in a labelled loss, 0 to 1.
         loss: ``auto``, or ``cross-entropy`` for labels alone, ``kl`` or ``mse`` for the float
             model alone.

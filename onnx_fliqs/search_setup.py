@@ -15,7 +15,7 @@ from onnx_fliqs.calibrate import distortions
 from onnx_fliqs.config import SearchConfig
 from onnx_fliqs.controller import Choices, Signal
 from onnx_fliqs.cost import Budget, BudgetKind, CostTable, cost_of, default_budget
-from onnx_fliqs.data import Dataset, check_labels
+from onnx_fliqs.data import Dataset, check_labels, pieces
 from onnx_fliqs.errors import ConfigError, DataError
 from onnx_fliqs.evaluation import most_judged, run_dataset, scored_output
 from onnx_fliqs.judged import exposed, judged_values
@@ -230,7 +230,10 @@ def _objective(
     fewer = sample.take(np.arange(max(1, len(sample) // 2)))
     mixing = _mixing(teacher, run_dataset(session, fewer, names))
     teacher = {name: values for name, values in teacher.items() if name not in mixing}
-    labels = sample.labels if config.loss in ("auto", "cross-entropy") else None
+    labels = None
+    if train.stored_labels is not None and config.loss in ("auto", "cross-entropy"):
+        # Of numbers the variance counts, which a few samples may not show.
+        labels = next(pieces(train.stored_labels, train.rows))
     if labels is not None and not are_numbers(labels):
         scores = next(iter(scored_output(teacher, sample).values()))
         check_labels(train, scores.shape[1])

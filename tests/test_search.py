@@ -40,6 +40,7 @@ from onnx_fliqs.errors import (
 )
 from onnx_fliqs.evaluation import evaluate_model
 from onnx_fliqs.model import load_model
+from onnx_fliqs.objective import LossKind
 from onnx_fliqs.precision import parse_precision, parse_space, separated
 from onnx_fliqs.prepare import prepare
 from onnx_fliqs.progress import Progress
@@ -727,6 +728,18 @@ def interrupted(
 ) -> None:
     with pytest.raises(InterruptedSearchError):
         search(model, data, config, checkpoint=folder, progress=Recorder(3))
+
+
+def test_the_error_of_numbers_counts_by_the_variance_of_all_that_train() -> None:
+    """Not of the few samples by which the loss is chosen: most labels are alike."""
+    model = mlp()
+    numbers = np.zeros((400, 3))
+    numbers[::100] = 8
+    data = replace(samples(model, 400), stored_labels=numbers)
+    setup = set_up(model, data, SMALL)
+    assert setup.train.labels is not None
+    (term,) = (t for t in setup.objective.terms if t.kind is LossKind.LABEL_ERROR)
+    assert term.variance == pytest.approx(float(setup.train.labels.var()))
 
 
 def test_as_many_samples_judge_as_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
