@@ -194,7 +194,9 @@ def emit(
     Args:
         model: A float ONNX model.
         assignment: A format for every layer.
-        data: Samples to calibrate the activations' thresholds; None: made-up inputs.
+        data: Samples to calibrate the activations' thresholds, and to measure the quality on
+            as many as can be kept (2^28 numbers of inputs or of outputs); None: made-up
+            inputs.
         target: Name of a target, or path of a profile; None: the assignment's.
         remove_quantization: Turn a quantized model back into a float model, not refuse it.
         equalize: Equalize the weight ranges of the channels between layers first.

@@ -305,6 +305,6 @@ def check_labels(dataset: Dataset, classes: int) -> None:
     if most >= classes:
         hint = "; numbers to regress must be floats" if classes == 1 else ""
         raise DataError(
-            f"labels run from {least} to {most}, but the model's output has {classes}"
-            f" classes{hint}"
+            f"labels run from {int(least)} to {int(most)}, but the model's output has"
+            f" {classes} classes{hint}"
         )

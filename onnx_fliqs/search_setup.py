@@ -232,7 +232,7 @@ def _objective(
     teacher = {name: values for name, values in teacher.items() if name not in mixing}
     labels = None
     if train.stored_labels is not None and config.loss in ("auto", "cross-entropy"):
-        # Of numbers the variance counts, which a few samples may not show.
+        # Of numbers the variance counts, which a few samples may not show: a few million do.
         labels = next(pieces(train.stored_labels, train.rows))
     if labels is not None and not are_numbers(labels):
         scores = next(iter(scored_output(teacher, sample).values()))

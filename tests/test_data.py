@@ -567,6 +567,9 @@ def test_a_label_counts_only_in_the_parts_that_have_it() -> None:
     check_labels(whole.take(np.array([1, 0])), 2)
     with pytest.raises(DataError, match=r"labels run from 1 to 9, but .* 2 classes"):
         check_labels(whole.take(np.array([1, 2])), 2)
+    yes_or_no = replace(whole, stored_labels=np.array([False, True, True]))
+    with pytest.raises(DataError, match="labels run from 0 to 1, but"):
+        check_labels(yes_or_no, 1)
 
 
 def test_what_is_wrong_is_found_in_any_piece(

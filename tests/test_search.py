@@ -730,7 +730,7 @@ def interrupted(
         search(model, data, config, checkpoint=folder, progress=Recorder(3))
 
 
-def test_the_error_of_numbers_counts_by_the_variance_of_all_that_train() -> None:
+def test_the_error_of_numbers_counts_by_the_variance_of_many_that_train() -> None:
     """Not of the few samples by which the loss is chosen: most labels are alike."""
     model = mlp()
     numbers = np.zeros((400, 3))
